@@ -138,12 +138,12 @@ class Tensor:
 
     # ---- one operand
     def __pow__(self, n):
-        if not isinstance(n, (int, float)): raise TypeError(f"the power must be a plain number, but it is a {type(n).__name__}")
+        if not isinstance(n, (int, float, np.number)): raise TypeError(f"the power must be a plain number, but it is a {type(n).__name__}")
         a = self.data
         return self._node(f'**{n}', a**n, (self, lambda g: g*n*a**(n - 1) if n else g*0))
     def exp(self): y = np.exp(self.data); return self._node('exp', y, (self, lambda g: g*y))
     def log(self): a = self.data; return self._node('log', np.log(a), (self, lambda g: g/a))
-    def relu(self): on = self.data > 0; return self._node('relu', self.data*on, (self, lambda g: g*on))
+    def relu(self): a = self.data; return self._node('relu', np.maximum(a, 0), (self, lambda g: g*(a > 0)))
     def sum(self, axis=None, keepdims=False):
         "The sum over `axis`: all of them, one, or a tuple."
         def pull(g):
