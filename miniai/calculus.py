@@ -20,12 +20,13 @@ def derivative(f, # a function of one number; or one that works on each number o
 # %% ../nbs/04_calculus.ipynb #c018
 def finite_difference(f, # a function of one array that returns one number
                       x, # where: an array of floats of any shape (whole numbers are taken as floats)
-                      h:float=None, # the step for every input; $\varepsilon^{1/3}\max(1, |x_i|)$ if not given, $\varepsilon^{1/2}$ for one-sided kinds
-                      kind:str='central' # 'central' calls `f` twice for each number in `x`; 'forward' and 'backward' once, and once more
+                      h:float=None, # the step; if not given $\varepsilon^{1/3}\max(1, |x_i|)$, and $\varepsilon^{1/2}\max(1, |x_i|)$ for one-sided kinds
+                      kind:str='central' # 'central': 2 calls of `f` for each number; 'forward' or 'backward': 1, and 1 more
                      ) -> np.ndarray: # shaped like `x`
     """The gradient of `f` at `x`, one input at a time.
 
-    Raises `ValueError` for a bad `h` or `kind`, for inputs that aren't finite, or if `f` returns more than one number; `TypeError` for complex inputs."""
+    Raises `ValueError` for a bad `h` or `kind`, for inputs that aren't finite, or if `f` returns more than one number,
+    and `TypeError` for inputs that aren't real numbers."""""
     if kind not in ('central', 'forward', 'backward'):
         raise ValueError(f"kind is 'central', 'forward' or 'backward', but it is {kind!r}")
     if h is not None and not (h > 0 and np.isfinite(h)): raise ValueError(f"h must be above 0 and finite, but it is {h}")
@@ -138,7 +139,8 @@ class Tensor:
 
     # ---- one operand
     def __pow__(self, n):
-        if not isinstance(n, (int, float, np.number)): raise TypeError(f"the power must be a plain number, but it is a {type(n).__name__}")
+        if not isinstance(n, (int, float, np.number)):
+            raise TypeError(f"the power must be a plain number, but it is a {type(n).__name__}")
         a = self.data
         return self._node(f'**{n}', a**n, (self, lambda g: g*n*a**(n - 1) if n else g*0))
     def exp(self): y = np.exp(self.data); return self._node('exp', y, (self, lambda g: g*y))
@@ -161,7 +163,8 @@ class Tensor:
         "The same numbers in another shape; one axis may be -1."
         shape = shape[0] if len(shape) == 1 and not np.isscalar(shape[0]) else shape
         try: data = self.data.reshape(shape)
-        except ValueError: raise ValueError(f"{self.size} numbers of shape {self.shape} don't fit the shape {tuple(shape)}") from None
+        except ValueError:
+            raise ValueError(f"{self.size} numbers of shape {self.shape} don't fit the shape {tuple(shape)}") from None
         return self._node('reshape', data, (self, lambda g: g.reshape(self.shape)))
     def squeeze(self, axis):
         "Without `axis`, which must have length 1."
@@ -193,15 +196,17 @@ class Tensor:
 
     def backward(self, g=None # the slope to start from, shaped like this tensor; 1 if this is a single number
                 ):
-        "Add the slope of this number to `grad` of every tensor in its graph. Raises `ValueError` if it's not one number, or remembers nothing."
-        if not self.requires_grad: raise ValueError("nothing to walk back to: no tensor in this calculation has requires_grad=True")
+        "Add the slope of this number to `grad` of every tensor in its graph. Raises `ValueError` for more numbers, or no graph."
+        if not self.requires_grad:
+            raise ValueError("nothing to walk back to: no tensor in this calculation has requires_grad=True")
         if g is None and self.size != 1:
             raise ValueError(f"backward starts from one number, but this tensor has shape {self.shape}: take its sum() or mean() first")
-        g = np.ones_like(self.data) if g is None else np.asarray(g, dtype=self.dtype)
-        if g.shape != self.shape: raise ValueError(f"the slope to start from has shape {g.shape}, but this tensor has {self.shape}")
+        g = np.ones_like(self.data) if g is None else np.array(g, dtype=self.dtype)
+        if g.shape != self.shape:
+            raise ValueError(f"the slope to start from has shape {g.shape}, but this tensor has {self.shape}")
         slopes = {id(self): g}
         for t in reversed(self.graph()):
             g = slopes.pop(id(t)).astype(t.dtype, copy=False)
-            t._grad = g.copy() if t._grad is None else t._grad + g   # a second backward adds to the first
+            t._grad = g if t._grad is None else t._grad + g   # a second backward adds to the first
             for p, pull in t.parents:
                 slopes[id(p)] = slopes.get(id(p), 0) + pull(g)

@@ -20,9 +20,10 @@ class Parameter(Tensor):
     def __init__(self, data): super().__init__(data, requires_grad=True)
 
 class Module:
-    "A function with parameters: subclasses write `forward`; parameters and modules among the attributes, also in lists, are found by themselves."
+    "A function with parameters. Subclasses write `forward`; parameters and modules in attributes and lists are found by themselves."
     def __call__(self, *args, **kwargs): return self.forward(*args, **kwargs)
-    def forward(self, *args, **kwargs): raise NotImplementedError(f"{type(self).__name__} needs a `forward` method: what does it calculate?")
+    def forward(self, *args, **kwargs):
+        raise NotImplementedError(f"{type(self).__name__} needs a `forward` method: what does it calculate?")
     def named_parameters(self) -> dict: # {'layers.0.weight': Parameter, ...}; one that is used in two places comes once
         "Every parameter in here, by the path of attributes that leads to it."
         found, seen = {}, set()
@@ -31,8 +32,8 @@ class Module:
                 if id(o) in seen: return
                 seen.add(id(o))
             if isinstance(o, Parameter): found[path] = o
-            elif isinstance(o, Module): [look(v, f'{path}.{k}' if path else k) for k, v in vars(o).items()]
-            elif isinstance(o, (list, tuple)): [look(v, f'{path}.{i}') for i, v in enumerate(o)]
+            inside = vars(o).items() if isinstance(o, Module) else enumerate(o) if isinstance(o, (list, tuple)) else ()
+            for k, v in inside: look(v, f'{path}.{k}' if path else k)
         look(self, '')
         return found
     def parameters(self) -> list: return list(self.named_parameters().values())
@@ -45,14 +46,16 @@ class Linear(Module):
                  bias:bool=True,
                  generator=None # a `np.random.Generator`; numpy's global one if not given
                 ):
-        if n_in < 1 or n_out < 1: raise ValueError(f"a Linear layer needs at least one input and one output, but got {n_in} and {n_out}")
+        if n_in < 1 or n_out < 1:
+            raise ValueError(f"a Linear layer needs at least one input and one output, but got {n_in} and {n_out}")
         def draw(*shape): return ((generator or np.random).uniform(-1, 1, shape)/n_in**0.5).astype(np.float32)
         self.weight = Parameter(draw(n_out, n_in))
         self.bias = Parameter(draw(n_out)) if bias else None
     def forward(self, x): # an array or Tensor of floats `(..., n_in)`
         "`(..., n_out)`. Raises `ValueError` for another width, `TypeError` for whole numbers."
         x, n_in = x if isinstance(x, Tensor) else Tensor(x), self.weight.shape[1]
-        if x.shape[-1:] != (n_in,): raise ValueError(f"this layer takes rows of {n_in} numbers, shape (..., {n_in}), but the input has shape {x.shape}")
+        if x.shape[-1:] != (n_in,):
+            raise ValueError(f"this layer takes rows of {n_in} numbers, shape (..., {n_in}), but the input has shape {x.shape}")
         y = x @ self.weight.T
         return y if self.bias is None else y + self.bias
 
@@ -76,11 +79,14 @@ def log_softmax(z): # scores, a Tensor `(..., classes)`
 def cross_entropy(z, # scores, a Tensor `(n, classes)`
                   y # the right class of each, whole numbers `(n,)` from 0 to classes - 1
                  ) -> Tensor: # one number, in nats
-    "Mean of $-\\log p_y$. Raises `ValueError` for shapes that don't match, no rows, or a class that doesn't exist; `TypeError` for labels that aren't whole numbers."
+    """Mean of $-\\log p_y$.
+
+    Raises `ValueError` for shapes that don't match, no rows, or a class that doesn't exist; `TypeError` for labels that aren't whole."""
     y = np.asarray(y)
     if z.ndim != 2 or y.shape != z.shape[:1]:
         raise ValueError(f"cross_entropy takes scores (n, classes) and labels (n,), but got shapes {z.shape} and {y.shape}")
-    if y.dtype.kind not in 'iu': raise TypeError(f"labels are whole numbers, one class for each row, but these are {y.dtype}")
+    if y.dtype.kind not in 'iu':
+        raise TypeError(f"labels are whole numbers, one class for each row, but these are {y.dtype}")
     if len(y) == 0: raise ValueError("no rows: the mean loss of nothing is undefined")
     if y.min() < 0 or y.max() >= z.shape[1]:
         raise ValueError(f"labels run from {y.min()} to {y.max()}, but there are {z.shape[1]} classes: they must be 0 to {z.shape[1] - 1}")
@@ -90,8 +96,8 @@ def mse_loss(x, # predictions, a Tensor
              y # targets of the same shape
             ) -> Tensor: # one number
     "Mean of the squared differences. Raises `ValueError` if the shapes differ: broadcasting here would hide a mistake."
-    if x.shape != np.shape(y if not isinstance(y, Tensor) else y.data):
-        raise ValueError(f"predictions have shape {x.shape}, targets {np.shape(y if not isinstance(y, Tensor) else y.data)}: they must be equal")
+    shape = y.shape if isinstance(y, Tensor) else np.shape(y)
+    if x.shape != shape: raise ValueError(f"predictions have shape {x.shape}, targets {shape}: they must be equal")
     return ((x - y)**2).mean()
 
 def accuracy(z, y) -> float: # from 0 to 1
@@ -130,7 +136,9 @@ class BatchSampler:
         except TypeError: raise TypeError(f"batch_size must be a whole number, but it is {batch_size!r}") from None
         if batch_size < 1: raise ValueError(f"batch_size must be at least 1, but it is {batch_size}")
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
-    def __len__(self): return len(self.sampler)//self.batch_size if self.drop_last else -(-len(self.sampler)//self.batch_size)
+    def __len__(self):
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
     def __iter__(self):
         batch = []
         for i in self.sampler:
@@ -156,11 +164,13 @@ class DataLoader:
                  generator=None # for `shuffle`
                 ):
         if len(dataset) == 0: raise ValueError("the dataset is empty: there is nothing to make batches of")
-        if sampler is not None and shuffle: raise ValueError("give either shuffle=True or a sampler, not both: each of them sets the order")
-        sampler = sampler or (RandomSampler(dataset, generator) if shuffle else SequentialSampler(dataset))
+        if sampler is not None and shuffle:
+            raise ValueError("give either shuffle=True or a sampler, not both: each of them sets the order")
+        if sampler is None: sampler = (RandomSampler(dataset, generator) if shuffle else SequentialSampler(dataset))
         self.dataset, self.collate, self.batches = dataset, collate, BatchSampler(sampler, batch_size, drop_last)
         if len(self.batches) == 0:
-            raise ValueError(f"no batch would be full: {len(sampler)} items, batch_size={batch_size}, drop_last=True; take smaller batches, or keep the last")
+            raise ValueError(f"no batch to make of {len(sampler)} items with batch_size={batch_size} and drop_last={drop_last}: "
+                             "take smaller batches, or keep the last")
     def __len__(self): return len(self.batches)
     def __iter__(self):
         for batch in self.batches: yield self.collate([self.dataset[i] for i in batch])
@@ -174,7 +184,8 @@ class Optimizer:
         self.params, self.lr = list(params), lr
         if not self.params: raise ValueError("no parameters to optimize: the list is empty (an iterator gives its items only once)")
         for p in self.params:
-            if not isinstance(p, Parameter): raise TypeError(f"an optimizer takes Parameters, such as model.parameters(), but got a {type(p).__name__}")
+            if not isinstance(p, Parameter):
+                raise TypeError(f"an optimizer takes Parameters, such as model.parameters(), but got a {type(p).__name__}")
         if not (lr > 0 and np.isfinite(lr)): raise ValueError(f"the learning rate must be above 0 and finite, but it is {lr}")
         self.states = [{} for _ in self.params]
     def zero_grad(self):
@@ -194,7 +205,8 @@ class SGD(Optimizer):
     "$w \\leftarrow w - \\eta v$ with $v \\leftarrow \\mu v + g$: plain steps if `momentum` $\\mu$ is 0."
     def __init__(self, params, lr:float, momentum:float=0.):
         super().__init__(params, lr)
-        if not 0 <= momentum <= 1: raise ValueError(f"momentum is the share of the last step that is kept: from 0 to 1, but it is {momentum}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is the share of the last step that is kept: from 0 to 1, but it is {momentum}")
         self.momentum = momentum
     def direction(self, g, state):
         if self.momentum == 0: return g

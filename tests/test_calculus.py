@@ -222,6 +222,17 @@ def test_backward_from_a_given_slope():
     x, t = Tensor(a, requires_grad=True), torch.tensor(a, requires_grad=True)
     (x*x).backward(a); (t*t).backward(torch.tensor(a))
     np.testing.assert_allclose(x.grad, t.grad.numpy())
+    y, start = x*1., np.ones((3, 2))
+    y.backward(start)
+    start[:] = 99
+    assert (y.grad == 1).all()   # the caller's array was copied
+
+def test_a_second_backward_adds():
+    x = Tensor([1., 2.], requires_grad=True)
+    (x*x).sum().backward(); (x*3.).sum().backward()
+    assert x.grad.tolist() == [2 + 3, 4 + 3]
+    x.zero_grad(); (x*3.).sum().backward()
+    assert x.grad.tolist() == [3, 3]
 
 
 # ---- slopes by walking

@@ -85,7 +85,7 @@ def test_batches_equal_torchs(n, batch_size, drop_last):
     x, y = np.arange(n*2.).reshape(n, 2), np.arange(n)
     theirs = list(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y)), batch_size, drop_last=drop_last))
     if not theirs:
-        with pytest.raises(ValueError, match='no batch would be full'): DataLoader(Dataset(x, y), batch_size, drop_last=drop_last)
+        with pytest.raises(ValueError, match='no batch to make'): DataLoader(Dataset(x, y), batch_size, drop_last=drop_last)
         return
     loader = DataLoader(Dataset(x, y), batch_size, drop_last=drop_last)
     assert len(loader) == len(theirs)
@@ -202,7 +202,8 @@ def test_data_refuses():
     for n in (0, -3): refuse(ValueError, f'at least 1.*{n}', DataLoader, data, n)
     for n in (2.5, '8', None): refuse(TypeError, 'whole number', DataLoader, data, n)
     refuse(ValueError, 'not both', DataLoader, data, shuffle=True, sampler=[0])
-    refuse(ValueError, 'no batch would be full', DataLoader, data, 6, drop_last=True)
+    refuse(ValueError, 'no batch to make of 0 items', DataLoader, data, sampler=[])
+    refuse(ValueError, 'no batch to make', DataLoader, data, 6, drop_last=True)
 
 def test_optimizers_refuse():
     w = Parameter(np.ones(2))
