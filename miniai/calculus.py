@@ -20,13 +20,13 @@ def derivative(f, # a function of one number; or one that works on each number o
 # %% ../nbs/04_calculus.ipynb #c018
 def finite_difference(f, # a function of one array that returns one number
                       x, # where: an array of floats of any shape (whole numbers are taken as floats)
-                      h:float=None, # the step; if not given $\varepsilon^{1/3}\max(1, |x_i|)$, and $\varepsilon^{1/2}\max(1, |x_i|)$ for one-sided kinds
+                      h:float=None, # the step; if not given $\varepsilon^p\max(1, |x_i|)$, $p$ = 1/3 for central and 1/2 for others
                       kind:str='central' # 'central': 2 calls of `f` for each number; 'forward' or 'backward': 1, and 1 more
                      ) -> np.ndarray: # shaped like `x`
     """The gradient of `f` at `x`, one input at a time.
 
     Raises `ValueError` for a bad `h` or `kind`, for inputs that aren't finite, or if `f` returns more than one number,
-    and `TypeError` for inputs that aren't real numbers."""""
+    and `TypeError` for inputs that aren't real numbers."""
     if kind not in ('central', 'forward', 'backward'):
         raise ValueError(f"kind is 'central', 'forward' or 'backward', but it is {kind!r}")
     if h is not None and not (h > 0 and np.isfinite(h)): raise ValueError(f"h must be above 0 and finite, but it is {h}")
