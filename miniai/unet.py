@@ -79,11 +79,12 @@ class UNet(nn.Module, PyTorchModelHubMixin):
                  widths=(16, 32), # channels at each level; each level after the first has half the size
                  n_blocks:int=1, # residual blocks per level, on the way down and again on the way up
                  emb_dim:int=64, # length of the time vector inside the network
-                 head_dim:int=16): # channels per attention head
+                 head_dim:int=16, # channels per attention head
+                 sample_size=None): # (h, w) of the pictures it's trained on, kept in the config for whoever samples later
         super().__init__()
         widths = list(widths)
         if not widths or n_blocks < 1: raise ValueError(f"expected at least one width and one block, not widths={widths}, n_blocks={n_blocks}")
-        self.in_channels, self.factor, self.emb_dim = in_channels, 2**(len(widths) - 1), emb_dim
+        self.in_channels, self.factor, self.emb_dim, self.sample_size = in_channels, 2**(len(widths) - 1), emb_dim, sample_size
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.downs, self.ups, w = nn.ModuleList(), nn.ModuleList(), widths[0]
