@@ -195,12 +195,12 @@ class MeanShift(ClusterMixin, BaseEstimator):
         mean = x.mean(0)
         x = x - mean
         step = lambda q: _step(q, x, h, self.kernel, self.chunk_size)
-        found = _climb_grid(x, h, self.tol*h, self.max_iter) if self.approx and gaussian and x.shape[1] <= 3 else None
+        found = _climb_grid(x, h, max(self.tol, 0.01)*h, self.max_iter) if self.approx and gaussian and x.shape[1] <= 3 else None
         ends, height, self.n_iter_ = found or _climb(x, step, self.tol*h, self.max_iter)
-        centres = ends[_merge(ends, height, h)]
+        centres = ends[_merge(ends, height, h/10 if gaussian else h)] # who still climbs must not hide a top nearby
         if gaussian: # a push: tops come back, passes don't
             push = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)*h/100
-            ends, height, _ = _climb(centres + push, step, self.tol*h/100, self.max_iter)
+            ends, height, _ = _climb(centres + push, step, self.tol*h/100, 10*self.max_iter)
             centres = ends[_merge(ends, height, h)]
         self.n_features_in_ = x.shape[1]
         self.cluster_centers_, self.labels_ = self._like(X, centres + mean), self._like(X, _nearest(x, centres))
