@@ -32,7 +32,7 @@ def _points(x, name='X') -> torch.Tensor:
     "`x` as a finite `(n, d)` tensor of float32 or float64, or an error that says what's wrong with it."
     if not isinstance(x, torch.Tensor):
         x = np.asarray(x)
-        if x.dtype.kind not in 'iuf': raise TypeError(f"{name} must hold numbers, but its dtype is {x.dtype}; convert it to floats")
+        if x.dtype.kind not in 'iuf': raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
         x = torch.from_numpy(np.ascontiguousarray(x, None if x.dtype in (np.float32, np.float64) else np.float64))
     elif x.is_complex() or x.dtype == torch.bool: raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
     x = x.detach()
@@ -41,12 +41,16 @@ def _points(x, name='X') -> torch.Tensor:
                                      "numbers on a line are x[:, None], one single point is x[None]")
     if 0 in x.shape: raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; give at least one point of one dimension")
     bad = ~x.isfinite().all(1)
-    if bad.any(): raise ValueError(f"{int(bad.sum())} of {len(x)} points in {name} hold NaN or infinity, first at row {int(bad.nonzero()[0])}; "
-                                   "drop or fill them first")
+    if bad.any(): raise ValueError(f"{int(bad.sum())} of {len(x)} points in {name} hold NaN or infinity, "
+                                   f"first at row {int(bad.nonzero()[0])}; drop or fill them first")
     return x
 
+def _is_gaussian(kernel):
+    if kernel not in ('gaussian', 'flat'): raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
+    return kernel == 'gaussian'
+
 def _step(q, x, h, kernel, chunk_size=None):
-    "New places `(m, d)` of the points `q`, and the height `(m,)` of the landscape of `x` where they were (its log for a Gaussian)."
+    "New places `(m, d)` of the points `q`, and how high `x` piles up where they were `(m,)`: its log for a Gaussian."
     means, heights, half = [], [], (x**2).sum(1)/(-2*h*h)
     for c in q.split(chunk_size or max(1, 2**20//len(x))):
         if kernel == 'flat':
@@ -69,9 +73,9 @@ def meanshift_step(x, # the points to move `(m, d)`: array or tensor; whole numb
                    kernel:str='gaussian', # or 'flat'
                    chunk_size:int=None # rows at a time; by default about a million weights at a time
                   ):
-    """The weighted mean of `data` around each point, `(m, d)`, all from the old places; an array for an array.
-    Raises `TypeError` or `ValueError` for points that aren't finite numbers of shape `(n, d)`. Comaniciu and Meer 2002, equation 17."""
-    if kernel not in ('gaussian', 'flat'): raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
+    """The weighted mean of `data` around each point, `(m, d)`, all from the old places; an array for an array. Raises
+    `TypeError` or `ValueError` for points that aren't finite numbers `(n, d)`. Comaniciu and Meer 2002, equation 17."""
+    _is_gaussian(kernel)
     q = _points(x, 'x')
     y = q if data is None else _points(data, 'data').to(q)
     if q.shape[1] != y.shape[1]: raise ValueError(f"x has {q.shape[1]} dimensions but data has {y.shape[1]}")
@@ -171,12 +175,13 @@ def estimate_bandwidth(X, # points `(n, d)`: array or tensor
     return float(torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').kthvalue(k, 1).values.mean())
 
 class MeanShift(ClusterMixin, BaseEstimator):
-    """Groups of points that climb to the same top of their density (Comaniciu and Meer 2002). After `fit`:
-    `cluster_centers_` `(k, d)` with the densest first, `labels_` `(n,)`, `n_iter_`, `bandwidth_`; arrays for arrays, tensors for tensors.
-    `approx` finds the way to the tops on a grid in 1 to 3 dimensions, where that is less work; exact steps settle the centres in either case."""
+    """Groups around the tops of the points' density (Comaniciu and Meer 2002). After `fit`: `cluster_centers_` `(k, d)`,
+    the highest first, `labels_` `(n,)`, `n_iter_` and `bandwidth_`; arrays for arrays, tensors for tensors. With `approx`, points
+    in 1 to 3 dimensions find their way on a grid where that's less work; a step there was measured a few hundredths of
+    a bandwidth off at most. Exact steps then settle the centres to a hundredth of `tol`, with `approx` or without."""
     def __init__(self, bandwidth=None, # a Gaussian's standard deviation or a flat kernel's radius; `estimate_bandwidth` when None
                  kernel='gaussian', # or 'flat': everyone within the bandwidth counts the same, as in scikit-learn
-                 max_iter=300, # steps at most
+                 max_iter=300, # steps at most; ten times as many to settle the few centres
                  tol=1e-3, # a point has arrived when it moves less than so many bandwidths
                  chunk_size=None, # points that move at a time; about a million weights' worth when None
                  approx=True): # False: every point climbs, by exact steps
@@ -186,16 +191,17 @@ class MeanShift(ClusterMixin, BaseEstimator):
     def fit(self, X, y=None):
         "Find the groups of the points `X` `(n, d)`, array or tensor on any device; `y` is ignored. Returns `self`."
         x = _points(X)
-        if self.kernel not in ('gaussian', 'flat'): raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {self.kernel!r}")
+        gaussian, h = _is_gaussian(self.kernel), self.bandwidth
         for name in ('max_iter', 'tol') + ('chunk_size',)*(self.chunk_size is not None): _positive(getattr(self, name), name)
-        gaussian, h = self.kernel == 'gaussian', self.bandwidth
         if h is None and (h := estimate_bandwidth(x, 0.1 if gaussian else 0.3)) == 0: h = 1. # all points the same: any will do
         self.bandwidth_ = h = _positive(h, 'bandwidth')
         x = x.to('cpu' if x.device.type == 'mps' else x.device, torch.float64) # MPS has no float64
         mean = x.mean(0)
         x = x - mean
         step = lambda q: _step(q, x, h, self.kernel, self.chunk_size)
-        found = _climb_grid(x, h, max(self.tol, 0.01)*h, self.max_iter) if self.approx and gaussian and x.shape[1] <= 3 else None
+        found = None
+        if self.approx and gaussian and x.shape[1] <= 3: # no finer than the grid is right
+            found = _climb_grid(x, h, max(self.tol, 0.01)*h, self.max_iter)
         ends, height, self.n_iter_ = found or _climb(x, step, self.tol*h, self.max_iter)
         centres = ends[_merge(ends, height, h/10 if gaussian else h)] # who still climbs must not hide a top nearby
         if gaussian: # a push: tops come back, passes don't
@@ -210,7 +216,8 @@ class MeanShift(ClusterMixin, BaseEstimator):
         "The label `(n,)` of the centre nearest to each point of `X` `(n, d)`."
         check_is_fitted(self)
         x = _points(X)
-        if x.shape[1] != self.n_features_in_: raise ValueError(f"X has {x.shape[1]} dimensions, but fit saw {self.n_features_in_}")
+        if x.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {x.shape[1]} dimensions, but fit saw {self.n_features_in_}")
         return self._like(X, _nearest(x, torch.as_tensor(self.cluster_centers_).to(x)))
 
     def _like(self, X, out): return out.to(X.device) if isinstance(X, torch.Tensor) else out.cpu().numpy()
