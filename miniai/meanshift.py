@@ -51,21 +51,22 @@ def _is_gaussian(kernel):
 
 def _step(q, x, h, kernel, chunk_size=None):
     "New places `(m, d)` of the points `q`, and how high `x` piles up where they were `(m,)`: its log for a Gaussian."
-    means, heights, half = [], [], (x**2).sum(1)/(-2*h*h)
-    for c in q.split(chunk_size or max(1, 2**20//len(x))):
+    half, chunk = (x**2).sum(1)/(-2*h*h), chunk_size or max(1, 2**20//len(x))
+    new, height = torch.empty_like(q), q.new_empty(len(q)) # made once: small pieces kept between large ones fragment the memory
+    for rows in (slice(i, i + chunk) for i in range(0, len(q), chunk)):
+        c = q[rows]
         if kernel == 'flat':
             w = (torch.cdist(c, x, compute_mode='donot_use_mm_for_euclid_dist') <= h).to(x.dtype)
-            total = w.sum(1, keepdim=True)
-            means.append(torch.where(total > 0, w@x/total.clamp(min=1), c)) # nobody near: stay
-            heights.append(total)
+            height[rows] = total = w.sum(1)
+            new[rows] = torch.where(total[:, None] > 0, w@x/total.clamp(min=1)[:, None], c) # nobody near: stay
         else:
             z = torch.addmm(half, c/(h*h), x.T)
             top = z.amax(1, keepdim=True)
             w = z.sub_(top).clamp_(min=-60).exp_()
-            total = w.sum(1, keepdim=True)
-            means.append(w@x/total)
-            heights.append(total.log() + top - (c**2).sum(1, keepdim=True)/(2*h*h))
-    return torch.cat(means), torch.cat(heights)[:, 0]
+            total = w.sum(1)
+            height[rows] = total.log() + top[:, 0] - (c**2).sum(1)/(2*h*h)
+            new[rows] = w@x/total[:, None]
+    return new, height
 
 def meanshift_step(x, # the points to move `(m, d)`: array or tensor; whole numbers become floats
                    bandwidth:float, # the kernel's standard deviation, or a flat kernel's radius, in the units of `x`
