@@ -164,5 +164,3 @@ def main(argv=None) -> int:
         return 0
     except (ValueError, OSError) as e: print(f'miniai: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('miniai: interrupted', file=sys.stderr); return 130
-
-if __name__ == '__main__': sys.exit(main())
