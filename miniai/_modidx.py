@@ -290,7 +290,6 @@ d = { 'settings': { 'branch': 'main',
                              'miniai.unet.UNet.forward': ('unet.html#unet.forward', 'miniai/unet.py'),
                              'miniai.unet.Upsample': ('unet.html#upsample', 'miniai/unet.py'),
                              'miniai.unet.Upsample.__init__': ('unet.html#upsample.__init__', 'miniai/unet.py'),
-                             'miniai.unet.Upsample.forward': ('unet.html#upsample.forward', 'miniai/unet.py'),
                              'miniai.unet.norm': ('unet.html#norm', 'miniai/unet.py'),
                              'miniai.unet.timestep_embedding': ('unet.html#timestep_embedding', 'miniai/unet.py'),
                              'miniai.unet.zero_': ('unet.html#zero_', 'miniai/unet.py')}}}

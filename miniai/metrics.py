@@ -29,7 +29,7 @@ def fid(a:torch.Tensor, # `(n, d)` features of one crowd
     "Fréchet distance between two feature clouds (Heusel et al. 2017). Small crowds read too high: compare equal n only."
     a, b = _features(a, 'the first features', 2), _features(b, 'the second features', 2)
     if a.shape[1] != b.shape[1]: raise ValueError(f"features of {a.shape[1]} and of {b.shape[1]} numbers can't be compared: use one network for both")
-    ca, cb = a.T.cov(), b.T.cov()
+    ca, cb = (x.T.cov().reshape(x.shape[1], -1) for x in (a, b))   # a single feature has a 1x1 covariance
     root = _sqrtm(ca)
     cross = torch.linalg.eigvalsh(root @ cb @ root).clamp(min=0).sqrt().sum()
     return ((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2*cross).item()
@@ -63,37 +63,38 @@ class ImageEval:
                  train:torch.Tensor, held_out:torch.Tensor, # real pictures `(n, c, h, w)`, those trained on and those not
                  name:str='pixels' # of the feature network, for the report
                 ):
-        self.features, self.name = features or (lambda x: x.flatten(1)), name
-        self.train, self.held_out = train, held_out
+        self.features, self.name, self.train, self.held_out = features or (lambda x: x.flatten(1)), name, train, held_out
         self.f_train, self.f_held = self._see(train), self._see(held_out)
-        self.floor, self.floor_kid = fid(self.f_held, self.f_train), kid(self.f_held, self.f_train)
-        self.copy_floor = nearest_distance(held_out, train).median().item()
+        real, m, gen = torch.cat([self.f_train, self.f_held]), len(held_out), torch.Generator().manual_seed(0)
+        splits = [torch.randperm(len(real), generator=gen) for _ in range(20)]
+        self.floors = torch.tensor([fid(real[p[:m]], real[p[m:]]) for p in splits])
+        self.real = dict(fid=self.floors.mean().item(), fid_std=self.floors.std().item(), split=fid(self.f_held, self.f_train),
+                         kid=kid(self.f_held, self.f_train), copy=nearest_distance(held_out, train).median().item())
 
     @torch.no_grad()
     def _see(self, x): return torch.cat([self.features(o).double().cpu() for o in x.to(self.train.device).split(512)])
 
     def measure(self, samples:torch.Tensor) -> dict:
-        "All figures for `samples` (n, c, h, w), by name."
+        "All figures for `samples` (n, c, h, w), by name; those that begin with `real_` are the real pictures' own."
         if samples.shape[1:] != self.train.shape[1:]:
             raise ValueError(f"samples are {tuple(samples.shape[1:])}, the real pictures {tuple(self.train.shape[1:])}: they must be alike")
         f, m = self._see(samples), len(self.held_out)
         groups = [g for g in f.split(m) if len(g) == m] or [f]
         fids = torch.tensor([fid(g, self.f_train) for g in groups])
-        value, err = kid(f, self.f_train)
-        return dict(n=len(f), features=self.name, group=len(groups[0]), fid=fids.mean().item(), fid_std=fids.std().item() if len(fids) > 1 else math.nan, floor=self.floor,
-                    fid_train=fid(f, self.f_train), fid_held_out=fid(f, self.f_held), kid=value, kid_err=err, floor_kid=self.floor_kid[0], floor_kid_err=self.floor_kid[1],
-                    copy=nearest_distance(samples, self.train).median().item(), copy_floor=self.copy_floor)
+        new = dict(n=len(f), group=len(groups[0]), fid=fids.mean().item(), fid_std=fids.std().item() if len(fids) > 1 else math.nan,
+                   fid_train=fid(f, self.f_train), fid_held_out=fid(f, self.f_held), kid=kid(f, self.f_train), copy=nearest_distance(samples, self.train).median().item())
+        return new | {f'real_{k}': v for k, v in self.real.items()}
 
     def report(self, samples:torch.Tensor) -> dict:
         "Print one table on `samples`, and return its figures."
         m = self.measure(samples)
-        spread = '' if math.isnan(m['fid_std']) else f" +- {m['fid_std']:.2f}"
-        print(f"{m['n']:,} new pictures, seen through: {self.name}; real: {len(self.train):,} train rows, {len(self.held_out):,} held-out rows\n"
-              f"{'':44}{'new pictures':>20}{'real held-out rows':>22}\n"
-              f"{'FID against train, ' + str(m['group']) + ' pictures at a time':44}{format(m['fid'], '.2f') + spread:>20}{m['floor']:>15.2f}  floor\n"
-              f"{'FID against train, all new pictures':44}{m['fid_train']:>20.2f}{'':>15}\n"
-              f"{'FID against held-out, all new pictures':44}{m['fid_held_out']:>20.2f}{m['floor']:>15.2f}  floor\n"
-              f"{'KID against train, x 1000':44}{format(1000*m['kid'], '.2f') + ' +- ' + format(1000*m['kid_err'], '.2f'):>20}"
-              f"{1000*m['floor_kid']:>15.2f} +- {1000*m['floor_kid_err']:.2f}\n"
-              f"{'copy check: distance to nearest train row':44}{m['copy']:>20.2f}{m['copy_floor']:>15.2f}")
+        pm = lambda v, e: f'{v:.2f}' + ('' if math.isnan(e) else f' +- {e:.2f}')
+        rows = [('', 'new', 'real (the floor)', 'held-out rows'),
+                (f"FID against train, {m['group']} at a time", pm(m['fid'], m['fid_std']), pm(m['real_fid'], m['real_fid_std']), pm(m['real_split'], math.nan)),
+                ('FID against train, all', pm(m['fid_train'], math.nan), '', ''),
+                ('FID against held-out, all', pm(m['fid_held_out'], math.nan), '', pm(m['real_split'], math.nan)),
+                ('KID against train, x 1000', pm(*(1000*k for k in m['kid'])), '', pm(*(1000*k for k in m['real_kid']))),
+                ('copy check: nearest training picture', pm(m['copy'], math.nan), '', pm(m['real_copy'], math.nan))]
+        print(f"{m['n']:,} new pictures; real: {len(self.train):,} train rows, {len(self.held_out):,} held-out rows; seen through {self.name}")
+        for a, *cells in rows: print(f'{a:38}' + ''.join(f'{c:>20}' for c in cells))
         return m

@@ -50,10 +50,9 @@ class Downsample(nn.Conv2d):
     "`(n, c, h, w)` -> `(n, c, h/2, w/2)`, for even h and w."
     def __init__(self, width:int): super().__init__(width, width, 3, stride=2, padding=1)
 
-class Upsample(nn.Conv2d):
-    "`(n, c, h, w)` -> `(n, c, 2h, 2w)`: repeat each pixel, then smooth."
-    def __init__(self, width:int): super().__init__(width, width, 3, padding=1)
-    def forward(self, x): return super().forward(F.interpolate(x, scale_factor=2., mode='nearest'))
+class Upsample(nn.Upsample):
+    "`(n, c, h, w)` -> `(n, c, 2h, 2w)`: each pixel becomes four."
+    def __init__(self): super().__init__(scale_factor=2, mode='nearest')
 
 # %% ../nbs/12_unet.ipynb #c018
 class SelfAttention(nn.Module):
@@ -92,11 +91,11 @@ class UNet(nn.Module, PyTorchModelHubMixin):
             blocks = nn.ModuleList(ResBlock(w if j == 0 else width, width, emb_dim) for j in range(n_blocks))
             self.downs.append(nn.ModuleDict(dict(blocks=blocks, down=Downsample(width) if i < len(widths) - 1 else nn.Identity())))
             w = width
-        self.mid1, self.attn, self.mid2 = ResBlock(w, w, emb_dim), SelfAttention(w, head_dim), ResBlock(w, w, emb_dim)
+        self.mid, self.attn = ResBlock(w, w, emb_dim), SelfAttention(w, head_dim)
         for i, width in reversed(list(enumerate(widths))):
             # each block takes what came up and, beside it, what was kept on the way down
             blocks = nn.ModuleList(ResBlock((w if j == 0 else width) + width, width, emb_dim) for j in range(n_blocks))
-            self.ups.append(nn.ModuleDict(dict(blocks=blocks, up=Upsample(width) if i else nn.Identity())))
+            self.ups.append(nn.ModuleDict(dict(blocks=blocks, up=Upsample() if i else nn.Identity())))
             w = width
         self.out = nn.Sequential(norm(w), nn.SiLU(), zero_(nn.Conv2d(w, in_channels, 3, padding=1)))
 
@@ -109,7 +108,7 @@ class UNet(nn.Module, PyTorchModelHubMixin):
         for level in self.downs:
             for block in level['blocks']: kept.append(x := block(x, emb))
             x = level['down'](x)
-        x = self.mid2(self.attn(self.mid1(x, emb)), emb)
+        x = self.attn(self.mid(x, emb))
         for level in self.ups:
             for block in level['blocks']: x = block(torch.cat([x, kept.pop()], 1), emb)
             x = level['up'](x)

@@ -1,0 +1,72 @@
+"""The same digits, the same seconds of training, the same judge: miniai and its peers in turn, in one run.
+
+    pip install -e '.[bench]' && python tests/bench/time_to_quality.py --seconds 15 30 60
+
+Every library starts anew for each budget, so that its learning-rate schedule fits it. The machine should be otherwise idle: the
+load is printed, and images per second say whether it was. FID is of all samples against the training rows, through the judge of
+lesson 9; `matched` is of groups as large as the held-out set, to be compared with the real-against-real floor of the first line.
+"""
+import argparse
+import os
+import statistics
+import time
+import torch
+from miniai.cli import default_widths, make_eval
+from miniai.data import DataLoaders, TensorLoader, load_images
+from miniai.diffusion import diffusion_learner, sample
+from miniai.learner import TimeBudgetCB
+from miniai.schedulers import DDPMScheduler
+from miniai.tensors import set_seed
+from miniai.unet import UNet
+
+
+class Miniai:
+    "This library, as `miniai demo` uses it."
+    name = 'miniai'
+    def __init__(self, size, seed, budget=60.):
+        set_seed(seed)
+        self.model, self.size = UNet(1, default_widths(size)), size
+        self.scheduler = DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
+
+    def n_params(self): return sum(p.numel() for p in self.model.parameters())
+
+    def train(self, images, seconds):
+        loader = TensorLoader(images, torch.zeros(len(images)), batch_size=64, shuffle=True)
+        self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu')
+        self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds)], valid=False)
+        return self.learn.n_steps*64
+
+    def sample(self, n, seed):
+        return sample(self.learn.ema.model, self.scheduler, (n, 1, self.size, self.size), 100, torch.Generator().manual_seed(seed))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seconds', type=float, nargs='+', default=[15, 30, 60])
+    p.add_argument('--data', default='digits', help="'digits' or a data set of grey pictures, as for `miniai demo`")
+    p.add_argument('--only', nargs='*', help='names of libraries to run')
+    p.add_argument('--n', type=int, default=1800, help='samples per figure')
+    p.add_argument('--seed', type=int, default=0)
+    args = p.parse_args()
+    from peers import PEERS
+
+    set_seed(42)
+    ds = load_images(args.data)
+    dls = DataLoaders.from_dataset(ds, batch_size=64, device='cpu')
+    images, size = dls.train.tensors[0], dls.train.tensors[0].shape[-1]
+    ev = make_eval(dls, ds, 'cpu')
+    print(f"{len(images):,} training pictures {size}x{size}; judge: {ev.name}; {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n"
+          f"real against real, {len(ev.held_out)} at a time: {ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f}; the held-out rows themselves: {ev.real['split']:.2f}; copy check {ev.real['copy']:.2f}")
+    print(f"{'library':28}{'parameters':>11}{'seconds':>9}{'images/s':>10}{'FID':>8}{'matched':>9}{'held-out':>10}{'KID x1000':>16}{'copy':>7}{'sampling':>10}", flush=True)
+    for seconds in args.seconds:
+        for cls in (Miniai, *PEERS):
+            if args.only and cls.name not in args.only: continue
+            peer = cls(size, args.seed, budget=seconds)
+            start = time.perf_counter(); seen = peer.train(images, seconds); took = time.perf_counter() - start
+            start = time.perf_counter(); new = peer.sample(args.n, args.seed); drew = time.perf_counter() - start
+            m = ev.measure(new)
+            kid = f"{1000*m['kid'][0]:.1f} +- {1000*m['kid'][1]:.1f}"
+            print(f"{cls.name:28}{peer.n_params():>11,}{took:>9.1f}{seen/took:>10,.0f}{m['fid_train']:>8.2f}{m['fid']:>9.2f}{m['fid_held_out']:>10.2f}{kid:>16}{m['copy']:>7.2f}{drew:>9.1f}s", flush=True)
+
+
+if __name__ == '__main__': main()
