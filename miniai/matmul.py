@@ -11,6 +11,7 @@ import re, time
 from functools import lru_cache
 from itertools import combinations
 from math import prod
+from types import FunctionType
 import torch
 
 # %% ../nbs/02_matmul.ipynb #c009
@@ -106,14 +107,15 @@ def parse_spec(spec, # an einsum spec such as `'ik,kj->ij'`
     return terms, out
 
 # %% ../nbs/02_matmul.ipynb #c031
+def _name(c): return f'axis -{int(c[1:]) + 1} under ...' if c[0] == '.' else repr(c)
+
 def _sizes(terms, operands, spec) -> dict:
     "The size of each label. Raises `ValueError` that names the letter and the sizes if two differ and neither is 1."
     sizes, source = {}, {}
     for k, (term, x) in enumerate(zip(terms, operands)):
         for c, n in zip(term, x.shape):
             if n != 1 and sizes.get(c, 1) not in (1, n):
-                name = f'axis -{int(c[1:]) + 1} under ...' if c[0] == '.' else f'{c!r}'
-                raise ValueError(f"einsum {spec!r}: {name} has size {sizes[c]} in operand {source[c]} but {n} in operand {k}")
+                raise ValueError(f"einsum {spec!r}: {_name(c)} has size {sizes[c]} in operand {source[c]} but {n} in operand {k}")
             if sizes.get(c, 1) == 1: sizes[c], source[c] = n, k
     return sizes
 
@@ -139,8 +141,8 @@ def _contract(a, ta, b, tb, keep):
     def arrange(x, term, *groups): # one axis for each group
         return x.permute([term.index(c) for g in groups for c in g]).reshape([prod(sizes[c] for c in g) for g in groups])
     if inner:
-        if a.dtype != b.dtype: raise TypeError(f"einsum multiplies {a.dtype} by {b.dtype} and adds up: convert one with .to(dtype)")
-        if a.dtype == torch.bool: raise TypeError("einsum can't add up products of bool: convert with .to(torch.int64), say")
+        dtype = torch.promote_types(a.dtype, b.dtype)                # torch's sums of small integers are int64
+        a, b = a.to(dtype), b.to(dtype)
         c = torch.bmm(arrange(a, ta, batch, left, inner), arrange(b, tb, batch, inner, right))
     else: # each label an axis of its own, and of size 1 where it's missing: nothing is copied
         c = (arrange(a, ta, *[[c] for c in batch + left], *[[] for c in right])
@@ -168,6 +170,14 @@ def best_order(terms, # a set of labels for each operand
     return min(options, key=lambda o: o[0])                      # the first of equals: left to right
 
 # %% ../nbs/02_matmul.ipynb #c040
+def _check_dtypes(todo, out, spec):
+    "Raise `TypeError` where a letter is summed over operands of different dtypes, or of bool."
+    for c in {c: None for _, t in todo for c in t if c not in out}:
+        dtypes = [x.dtype for x, t in todo if c in t]
+        if len(set(dtypes)) > 1 or (len(dtypes) > 1 and dtypes[0] == torch.bool):
+            raise TypeError(f"einsum {spec!r}: {_name(c)} sums products of {' and '.join(map(str, dtypes))}; convert them with .to(dtype) "
+                            "to one dtype that isn't bool")
+
 def einsum(spec:str, # such as `'ik,kj->ij'`: a term for each operand, with a letter for each axis
            *operands:torch.Tensor # of sizes that agree for each letter, or are 1
           ) -> torch.Tensor:
@@ -182,6 +192,7 @@ def einsum(spec:str, # such as `'ik,kj->ij'`: a term for each operand, with a le
     terms, out = parse_spec(spec, *(x.ndim for x in operands))
     sizes = _sizes(terms, operands, spec)
     todo = [_tidy(x, t, sizes, spec) for x, t in zip(operands, terms)]
+    _check_dtypes(todo, out, spec)
     for i, j in best_order([set(t) for _, t in todo], set(out), sizes)[1]:
         right, left = todo.pop(j), todo.pop(i)
         todo.insert(0, _contract(*left, *right, set(out).union(*(t for _, t in todo))))
@@ -202,6 +213,13 @@ def matmul_numba(a, b) -> torch.Tensor:
     return c
 
 # %% ../nbs/02_matmul.ipynb #c052
+def _cell(a, b, c):
+    i, j = cuda.grid(2)                                 # which cell am I?
+    if i < c.shape[0] and j < c.shape[1]:               # a block may stick out over the edge
+        total = a[i, 0]*b[0, j]
+        for k in range(1, b.shape[0]): total += a[i, k]*b[k, j]
+        c[i, j] = total
+
 @lru_cache
 def _kernel():
     try: from numba import config, cuda
@@ -209,14 +227,8 @@ def _kernel():
     if not config.ENABLE_CUDASIM and not cuda.is_available():
         raise RuntimeError("numba finds no GPU. To try the kernel in numba's simulator, set the environment variable "
                            "NUMBA_ENABLE_CUDASIM=1 before numba is imported (only where there's no GPU: it hides real ones)")
-    @cuda.jit
-    def kernel(a, b, c):
-        i, j = cuda.grid(2)                             # which cell am I?
-        if i < c.shape[0] and j < c.shape[1]:           # a block may stick out over the edge
-            total = a[i, 0]*b[0, j]
-            for k in range(1, b.shape[0]): total += a[i, k]*b[k, j]
-            c[i, j] = total
-    return kernel
+    # `cuda`, the one name that _cell looks up outside of itself, is given to it here: so importing miniai doesn't import numba
+    return cuda.jit(FunctionType(_cell.__code__, {'cuda': cuda}))
 
 def matmul_cuda(a, b, # matrices `(n, k)` and `(k, m)` on a GPU, or on the CPU for numba's simulator
                 block:int=16) -> torch.Tensor: # the kernel runs in blocks of `block` by `block` cells
