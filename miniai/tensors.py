@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from itertools import product
 from math import prod
-from operator import add, index, mul, sub
+from operator import index
 import numpy as np
 import torch
 
