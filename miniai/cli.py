@@ -105,7 +105,7 @@ def demo(seconds:float=60., # of training
     n, steps, frames = (1440, 100, []) if shape[1]*shape[2] <= 256 else (360, 50, [])
     print(f"{learn.n_steps:,} steps, {learn.n_steps*64/took:,.0f} images/s; drawing {n:,} new pictures in {steps} steps ...", flush=True)
     def watch(i, t, x, x0):
-        if i % 4 == 0 or i == steps - 1: frames.append(to_cpu(x[:36]))
+        if i % (steps//16) == 0 or i == steps - 1: frames.append(to_cpu(x[:25]))
     new = sample(trained, scheduler, (n, *shape), steps, torch.Generator().manual_seed(seed), watch)
     real = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:64].to(x.device)]
     with replacing(out/'digits.png') as f: beside({'new, drawn by the network': new[:64], 'real': real}).save(f)

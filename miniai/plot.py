@@ -78,7 +78,8 @@ def show_images(xs, # pictures, as for `image_grid`
         ax.imshow(sheet); ax.set_axis_off()
     else:
         nrows, s = -(-len(xs)//ncols), size/64
-        fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*s, nrows*s*1.25), squeeze=False)
+        head = 0.2*max(str(t).count('\n') + 1 for t in titles)      # inches of title above each picture
+        fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*s, nrows*(s + head)), squeeze=False)
         for ax in axs.flat: ax.set_axis_off()
         for ax, x, t in zip(axs.flat, xs, titles): show_image(x, ax, str(t), value_range=value_range)
     if suptitle: fig.suptitle(suptitle, fontsize=10)
