@@ -101,11 +101,12 @@ class ActivationStats(Callback):
         "Means, deviations and dead units by step, a line for each layer; below, each layer's histogram, a column of colour for each step."
         fig = plt.figure(figsize=(9, 4))
         top, bottom = fig.subfigures(2, 1, height_ratios=(1.25, 1))
+        steps = torch.arange(len(self.rows))*self.every
         colours = plt.cm.viridis(torch.linspace(0, 0.9, len(self.names)).numpy())
         for ax, what in zip(top.subplots(1, 3), ('means', 'stds', 'dead')):
-            for line, name, c in zip(getattr(self, what).T, self.names, colours): ax.plot(line, c=c, lw=1, label=name)
+            for line, name, c in zip(getattr(self, what).T, self.names, colours): ax.plot(steps, line, c=c, lw=1, label=name)
             ax.set_title(what, fontsize=9); ax.tick_params(labelsize=7)
-        ax.set_ylim(-0.05, 1.05); ax.legend(fontsize=6, title='layer', title_fontsize=6)
+        ax.set_ylim(-0.05, 1.05); ax.legend(fontsize=6, title='layer', title_fontsize=6, loc='upper right')
         for ax, h, name in zip(bottom.subplots(1, len(self.names), sharey=True, squeeze=False)[0], self.hists.transpose(0, 1), self.names):
             ax.imshow(h.T.log1p(), origin='lower', aspect='auto', interpolation='nearest', extent=(0, len(h)*self.every, 0, self.top))
             ax.set_title(f'sizes, layer {name}', fontsize=7); ax.tick_params(labelsize=6)
