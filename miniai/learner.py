@@ -51,6 +51,7 @@ def check_callbacks(cbs):
         if isinstance(cb, type): raise TypeError(f"{cb.__name__} is a class: give an instance, {cb.__name__}(...)")
         if not isinstance(cb, Callback): raise TypeError(f"a callback must be a subclass of Callback, but this is a {type(cb).__name__}")
         if not isinstance(cb.order, (int, float)): raise TypeError(f"{_name(cb)}.order is {cb.order!r}, expected a number")
+    for cb in cbs:
         for other in cbs:
             if cb is not other and cb.role and cb.role == other.role:
                 raise ValueError(f"{_name(cb)} and {_name(other)} clash: each {cb.role}. Keep one of them")
@@ -124,18 +125,22 @@ class Loop:
             try: f(self)
             except Exception as e: _locate(e, f'{_name(cb)}.{event}', self); raise
 
-    def _cleanup(self, event):
-        "As `__call__`, but one that fails doesn't keep the others from cleaning up."
-        failed = None
+    def _cleanup(self, event, error):
+        "As `__call__`, but one that fails doesn't keep the others from cleaning up, nor hide the `error` that brought us here."
         for cb, f in self.calls[event]:
             try: f(self)
-            except BaseException as e: _locate(e, f'{_name(cb)}.{event}', self); failed = failed or e
-        if failed: raise failed
+            except BaseException as e:
+                _locate(e, f'{_name(cb)}.{event}', self)
+                if error is None or isinstance(error, tuple(CANCELS.values())): error = e
+                elif hasattr(error, 'add_note') and error is not e: error.add_note(f'(and then {_name(cb)}.{event}: {_name(e)}: {e})')
+        return error
 
     def _scope(self, name, work):
+        error = None
         try: self(f'before_{name}'); work(); self(f'after_{name}')
         except CANCELS[name]: pass
-        finally: self._cleanup(f'cleanup_{name}')
+        except BaseException as e: error = e
+        if (error := self._cleanup(f'cleanup_{name}', error)): raise error
 
     def _step(self, name, work):
         self(f'before_{name}')
