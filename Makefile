@@ -1,7 +1,7 @@
 # make demo: train on real digits, draw new ones.   make test: prove every lesson.   make lab: open them.
 PYTHON ?= python3
 BIN := .venv/bin
-# two notebooks at a time, one core each: two threads each would fight over two cores
+# as many notebooks at a time as there are cores (four at most), one thread each: two threads each would fight over them
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(1, min(4, os.cpu_count() or 1)))')
 
 .PHONY: demo test lab .venv clean

@@ -36,12 +36,12 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
 
 # %% ../nbs/09_classifier.ipynb #c011
 def train_classifier(dls, # `DataLoaders` with labels 0 to n_classes - 1
-                     n_classes:int=10, n_epochs:int=None, # by default about 17,000 pictures are shown, in at least 3 epochs
+                     n_classes:int=10, n_epochs:int=None, # by default about 26,000 pictures are shown, in at least 3 epochs
                      lr:float=4e-3, cbs=(), device=None):
     "A trained `Learner` for a `Classifier` of the loader's pictures; its held-out accuracy is in `.history[-1]['accuracy']`."
     x, y = dls.train.tensors
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"labels must be from 0 to {n_classes - 1}, but they run from {y.min()} to {y.max()}")
-    n_epochs = n_epochs or max(3, round(17_000/len(x)))
+    n_epochs = n_epochs or max(3, round(26_000/len(x)))
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), ScheduleCB(), *cbs]
     learn = Learner(Classifier(x.shape[1], n_classes), dls, nn.CrossEntropyLoss(label_smoothing=0.1), lr, cbs).fit(n_epochs)
     learn.model.eval()

@@ -11,6 +11,7 @@ import argparse, contextlib, os, shutil, sys, tempfile, time
 from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
+from torch.nn import functional as F
 from .classifier import train_classifier
 from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample
@@ -31,7 +32,9 @@ def replacing(path):
         yield aside/path.name
         if path.is_dir(): path.rename(aside/'old')          # a folder can't be renamed over a full one
         os.replace(aside/path.name, path)
-    finally: shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if (aside/'old').exists() and not path.exists(): (aside/'old').rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
 def writable_folder(path) -> Path:
     "`path` as an existing folder that can be written to. Raises `OSError` when that can't be, before any work is done."
@@ -55,22 +58,23 @@ def beside(panels:dict, # title -> pictures
     return sheet
 
 def default_widths(size:int) -> tuple:
-    "Widths for pictures of `size` pixels a side: a level more for each halving that leaves 7 or more."
+    "Widths for pictures of `size` pixels a side: a level for each time that it can be halved and leaves 4 or more, two or three at most."
     levels, side = 1, size
     while side % 2 == 0 and side//2 >= 4 and levels < (2 if size <= 8 else 3): side, levels = side//2, levels + 1
-    return (16, 32, 48)[:levels] if size <= 16 else (24, 48, 64)[:levels]
+    return (16, 32, 48)[:levels] if size <= 16 else (32, 48, 64)[:levels]
 
 # %% ../nbs/24_cli.ipynb #c011
 def pick_device(name=None) -> torch.device:
     "The device called `name`, or the default one. Raises `ValueError` when there is none of that name here."
     try: return torch.empty(1, device=name or default_device()).device
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"can't use the device {name!r} ({str(e).splitlines()[0][:80]}): try --device cpu") from e
+    except (RuntimeError, AssertionError, NotImplementedError) as e: raise ValueError(f"can't use the device {name!r} ({str(e).splitlines()[0][:80]}): try --device cpu") from e
 
 def make_eval(dls, ds, device):
-    "An `ImageEval` through a classifier of these pictures where they have labels, else through their pixels."
+    "An `ImageEval` through a classifier of these pictures where they have labels, else through 64 grey pixels."
     (x, y), (xv, _) = dls.train.tensors, dls.valid.tensors
     xv = xv[torch.linspace(0, len(xv) - 1, min(360, len(xv))).long()]        # 360 held-out rows are enough for the floor
-    if y.min() < 0: return ImageEval(None, x, xv)
+    if min(len(x), len(xv)) < 8: raise ValueError(f"{len(x)} pictures to train on and {len(xv)} held out: at least 8 of each are needed, 80 in all")
+    if y.min() < 0: return ImageEval(lambda o: F.adaptive_avg_pool2d(o.mean(1), 8).flatten(1), x, xv, 'their own pixels, grey and shrunk to 8x8')
     learn = train_classifier(dls, len(ds['train'].features['label'].names) if hasattr(ds['train'].features['label'], 'names') else int(y.max()) + 1, device=device)
     acc = learn.history[-1]['accuracy']
     return ImageEval(learn.model.features, x, xv, f'a classifier of these pictures (64 features, {acc:.1%} of held-out rows right)')
@@ -87,8 +91,11 @@ def demo(seconds:float=60., # of training
     dls = DataLoaders.from_dataset(ds, batch_size=64, size=size, device=device)
     (x, _), shape = dls.train.tensors, tuple(dls.train.tensors[0].shape[1:])
     model = UNet(shape[0], default_widths(min(shape[1:])), sample_size=list(shape[1:]))
-    model(torch.zeros(1, *shape), torch.zeros(1))                            # refuses sizes it can't halve now, not later
-    print(f"{len(x):,} training pictures of {shape[1]}x{shape[2]}, {len(dls.valid.tensors[0]):,} held out; first the judge ...", flush=True)
+    try: model(torch.zeros(1, *shape), torch.zeros(1))                       # a size it can't halve: now, not later
+    except ValueError as e: raise ValueError(f'{e} (with --size, {min(shape[1:]) - min(shape[1:]) % 4} say, they are cropped to squares)') from e
+    if (out/'model').exists() and not (out/'model'/'config.json').is_file():
+        raise ValueError(f"{str(out/'model')!r} is there already and is no model of ours: choose another folder with --out")
+    print(f"{len(x):,} training pictures of {shape[1]}x{shape[2]}, {len(dls.valid.tensors[0]):,} held out; first the judge, some ten seconds ...", flush=True)
     ev = make_eval(dls, ds, device)
 
     scheduler, nan = DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing'), NaNStopCB()
@@ -103,14 +110,15 @@ def demo(seconds:float=60., # of training
     with replacing(out/'model') as d: trained.save_pretrained(d); scheduler.save_pretrained(d)
 
     n, steps, frames = (1440, 100, []) if shape[1]*shape[2] <= 256 else (360, 50, [])
-    print(f"{learn.n_steps:,} steps, {learn.n_steps*64/took:,.0f} images/s; drawing {n:,} new pictures in {steps} steps ...", flush=True)
+    speed = learn.n_steps*len(x)/len(dls.train)/took                         # the last batch of an epoch is smaller
+    print(f"{learn.n_steps:,} steps in {took:.1f} seconds, {speed:,.0f} images/s; drawing {n:,} new pictures in {steps} steps ...", flush=True)
     def watch(i, t, x, x0):
         if i % (steps//16) == 0 or i == steps - 1: frames.append(to_cpu(x[:25]))
     new = sample(trained, scheduler, (n, *shape), steps, torch.Generator().manual_seed(seed), watch)
     real = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:64].to(x.device)]
     with replacing(out/'digits.png') as f: beside({'new, drawn by the network': new[:64], 'real': real}).save(f)
     with replacing(out/'denoise.gif') as f: animate(frames, fps=8, size=48).save(f)
-    figures = ev.report(new) | dict(seconds=took, images_per_second=learn.n_steps*64/took, steps=learn.n_steps)
+    figures = ev.report(new) | dict(seconds=took, images_per_second=speed, steps=learn.n_steps)
     print(f"Written to {out}: digits.png, denoise.gif, model/. More: miniai sample {out/'model'}")
     return figures
 
@@ -121,9 +129,11 @@ def sample_cmd(folder:str, # a model saved by `demo`
     folder, out, device = Path(folder), Path(out), pick_device(device)
     missing = [f for f in ('config.json', 'model.safetensors', 'scheduler_config.json') if not (folder/f).is_file()]
     if missing: raise FileNotFoundError(f"{str(folder)!r} is no saved model ({', '.join(missing)} missing): give the folder model/ that `miniai demo` wrote")
-    if out.suffix.lower() not in Image.registered_extensions(): raise ValueError(f"{out.name!r} is no picture file name: end it in .png")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE: raise ValueError(f"{out.name!r} is no picture file name: end it in .png")
     writable_folder(out.parent)
-    model, scheduler = UNet.from_pretrained(folder).to(device), DDPMScheduler.from_pretrained(folder)
+    try: model, scheduler = UNet.from_pretrained(folder).to(device), DDPMScheduler.from_pretrained(folder)
+    except Exception as e: raise ValueError(f"{str(folder)!r} can't be read as a model ({type(e).__name__}: {str(e).splitlines()[0][:100]}): train it again") from e
+    if not model.sample_size: raise ValueError(f"{str(folder)!r} doesn't say of which size its pictures are: add sample_size to its config.json")
     new = sample(model, scheduler, (n, model.in_channels, *model.sample_size), steps, torch.Generator().manual_seed(seed))
     with replacing(out) as f: image_grid(new).save(f)
     print(f"{n} new pictures in {out}")
@@ -162,5 +172,7 @@ def main(argv=None) -> int:
     try:
         {'demo': demo, 'sample': sample_cmd}[args.pop('cmd')](**args)
         return 0
-    except (ValueError, OSError) as e: print(f'miniai: {e}', file=sys.stderr); return 2
+    except (ValueError, OSError, RuntimeError) as e:      # RuntimeError: out of memory on a device, say
+        print('miniai:', *str(e).splitlines()[:1], file=sys.stderr)
+        return 2
     except KeyboardInterrupt: print('miniai: interrupted', file=sys.stderr); return 130

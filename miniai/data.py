@@ -81,7 +81,7 @@ def load_images(name_or_folder:str, # 'digits', a Hub id ('ylecun/mnist', 'zalan
     try: dd = load_dataset(str(folder or name))
     except Exception as e: # the library raises many kinds, all of which mean the same to the reader
         if folder: raise ValueError(f"{name!r} can't be read as pictures ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from e
-        raise FileNotFoundError(f"{name!r} could not be loaded from the Hub ({type(e).__name__}): connect to a network, or put a copy of "
+        raise FileNotFoundError(f"{name!r} could not be loaded from the Hub ({type(e).__name__}): is the name right, and is there a network? If not, put a copy of "
                                 f"the data set in a folder and set MINIAI_DATA to its parent") from e
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in dd.items()})
     held = next((k for k in ('test', 'validation', 'valid') if k in dd), None)
@@ -92,12 +92,12 @@ def load_images(name_or_folder:str, # 'digits', a Hub id ('ylecun/mnist', 'zalan
 # %% ../nbs/06_data.ipynb #c018
 def images_to_tensor(images, # a sequence of PIL pictures
                      size:int=None, # resize the shorter side to this and crop the middle square; leave as they are if not given
-                     channels:int=None # 1 or 3; as in the first picture if not given
+                     channels:int=None # 1 or 3; 1 where all of them are grey, if not given
                     ) -> torch.Tensor: # float32 `(n, channels, h, w)` in [-1, 1]
     "Decode pictures once, into one tensor. Raises `ValueError` when their sizes differ and no `size` is given, or when there are none."
     images = [to_pil(im) for im in images]
     if not images: raise ValueError("no pictures: the split is empty")
-    channels = channels or (1 if images[0].mode == 'L' else 3)
+    channels = channels or (1 if all(im.mode == 'L' for im in images) else 3)
     if channels not in (1, 3): raise ValueError(f"channels is {channels}, but a picture has 1 (grey) or 3 (colour)")
     if size: images = [_square(im, size) for im in images]
     sizes = sorted({im.size for im in images})

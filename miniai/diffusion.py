@@ -6,16 +6,18 @@
 __all__ = ['stratified_times', 'DiffusionCB', 'sample', 'diffusion_learner']
 
 # %% ../nbs/13_ddpm.ipynb #c002
+import inspect
 import torch
 from functools import partial
 from torch import nn
 from torch.nn import functional as F
 from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB
+from .tensors import default_device
 
 # %% ../nbs/13_ddpm.ipynb #c008
 def stratified_times(n:int, num_train_timesteps:int, device=None) -> torch.Tensor:
     "`n` random times, one from each n-th part of the range: uniform each, evenly spread together."
-    u = (torch.arange(n, device=device) + torch.rand(n, device=device))/n
+    u = (torch.randperm(n, device=device) + torch.rand(n, device=device))/n
     return (u*num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 class DiffusionCB(Callback):
@@ -37,7 +39,9 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
            callback=None # called after each step as `callback(i, t, x, x0)`, x0 being the present guess
           ) -> torch.Tensor: # `(n, c, h, w)`, about in [-1, 1]
     "Draw pictures: from noise, step by step along the scheduler's times (Ho et al. 2020, algorithm 2)."
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else getattr(shape_or_x, 'device', None)
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else getattr(shape_or_x, 'device', None) or default_device()
+    # not every scheduler of diffusers takes dice, or says what it guesses at
+    dice = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     scheduler.set_timesteps(num_inference_steps)
     if isinstance(shape_or_x, torch.Tensor): x = shape_or_x.to(device)
     else:
@@ -48,9 +52,9 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
     try:
         for i, t in enumerate(scheduler.timesteps):
             out = model(scheduler.scale_model_input(x, t), t.to(x.device).repeat(len(x)))
-            step = scheduler.step(out, t, x, generator=generator)
+            step = scheduler.step(out, t, x, **dice)
             x = step.prev_sample
-            if callback: callback(i, t, x, step.pred_original_sample)
+            if callback: callback(i, t, x, getattr(step, 'pred_original_sample', None))
     finally:
         if was_training: model.train()
     return x

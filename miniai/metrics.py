@@ -16,7 +16,7 @@ def _features(f, name, least):
     if f.ndim != 2: raise ValueError(f"{name} must be features (n, d), but have shape {tuple(f.shape)}")
     if len(f) < least: raise ValueError(f"{name} are {len(f)} pictures: at least {least} are needed")
     if not f.isfinite().all(): raise ValueError(f"{name} hold NaN or infinite values")
-    return f.detach().double().cpu()
+    return f.detach().cpu().double()   # Apple's GPUs have no doubles
 
 def _sqrtm(c):
     "Root of a symmetric matrix without negative eigenvalues, but for rounding."
@@ -36,11 +36,12 @@ def fid(a:torch.Tensor, # `(n, d)` features of one crowd
 
 # %% ../nbs/15_metrics.ipynb #c014
 def kid(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)`
-        block:int=200 # pictures per block; at most the smaller crowd
+        block:int=200 # pictures per block; at most a quarter of the smaller crowd
        ) -> tuple: # the distance and its standard error
     "Kernel distance between two feature clouds, unbiased (Bińkowski et al. 2018), as the mean over blocks, with its standard error."
-    a, b = _features(a, 'the first features', 4), _features(b, 'the second features', 4)
-    block = min(block, len(a)//2, len(b)//2)                   # two blocks at least, or there is no spread to see
+    a, b = _features(a, 'the first features', 8), _features(b, 'the second features', 8)
+    if a.shape[1] != b.shape[1]: raise ValueError(f"features of {a.shape[1]} and of {b.shape[1]} numbers can't be compared: use one network for both")
+    block = max(2, min(block, len(a)//4, len(b)//4))            # four blocks at least, or there is no spread to see
     gen = torch.Generator().manual_seed(0)                     # which picture falls into which block
     a, b = (x[torch.randperm(len(x), generator=gen)] for x in (a, b))
     k = lambda x, y: (x @ y.T/x.shape[1] + 1)**3
@@ -72,7 +73,7 @@ class ImageEval:
                          kid=kid(self.f_held, self.f_train), copy=nearest_distance(held_out, train).median().item())
 
     @torch.no_grad()
-    def _see(self, x): return torch.cat([self.features(o).double().cpu() for o in x.to(self.train.device).split(512)])
+    def _see(self, x): return torch.cat([self.features(o).cpu().double() for o in x.to(self.train.device).split(512)])
 
     def measure(self, samples:torch.Tensor) -> dict:
         "All figures for `samples` (n, c, h, w), by name; those that begin with `real_` are the real pictures' own."

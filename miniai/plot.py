@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 # %% ../nbs/00_plot.ipynb #c009
-def to_pil(x, # a picture: PIL, or an array or tensor `(h, w)`, `(1, h, w)` or `(3, h, w)`; uint8, or floats in `value_range`
+def to_pil(x, # a picture: PIL, or an array or tensor `(h, w)`, `(1, h, w)` or `(3, h, w)`; whole numbers from 0 to 255, or floats in `value_range`
            size:int=None, # enlarge smoothly until the longer side has this many pixels
            value_range=(-1., 1.) # the floats shown as black and as white; anything outside is clipped
           ) -> Image.Image:
@@ -26,7 +26,8 @@ def to_pil(x, # a picture: PIL, or an array or tensor `(h, w)`, `(1, h, w)` or `
         if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[-1] != 3):
             raise ValueError(f"a picture is (h, w), (1, h, w) or (3, h, w), but this has shape {tuple(np.shape(x))}; "
                              "for a batch use show_images or image_grid")
-        if a.dtype != np.uint8:
+        if a.dtype.kind in 'iub': a = a.clip(0, 255).astype(np.uint8)
+        else:
             if not np.isfinite(a).all(): raise ValueError("this picture holds NaN or infinite values")
             lo, hi = value_range
             a = ((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8)
@@ -69,6 +70,7 @@ def show_images(xs, # pictures, as for `image_grid`
                 size:int=64, value_range=(-1., 1.), suptitle:str=None):
     "Draw pictures side by side and return the list of axes (one, or one for each titled picture)."
     xs = list(xs)
+    if not xs: raise ValueError("no pictures to show: the sequence is empty")
     if titles is not None and len(titles) != len(xs):
         raise ValueError(f"{len(titles)} titles for {len(xs)} pictures: give one for each")
     ncols = ncols or (min(len(xs), 10) if titles is not None else None)
@@ -110,7 +112,7 @@ def animate(frames, # pictures, batches `(n, c, h, w)` of pictures, or matplotli
         if isinstance(f, plt.Figure): return fig_to_pil(f)
         if getattr(f, 'ndim', 0) == 4: return image_grid(f, ncols, size, value_range=value_range)
         return to_pil(f, None if isinstance(f, Image.Image) else size, value_range)
-    # one palette of 64 colours: smooth greys, and a file a third the size of the full 256
+    # 64 colours a frame keep greys smooth and the file small
     ims = [draw(f).convert('RGB').quantize(64, dither=Image.Dither.NONE) for f in frames]
     if not ims: raise ValueError("no frames to animate: the sequence is empty")
     buf, ms = io.BytesIO(), 1000/fps

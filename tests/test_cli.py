@@ -75,6 +75,7 @@ def test_a_mistake_costs_one_line(trained, tmp_path, monkeypatch, capsys, args, 
     except SystemExit as e: code = e.code
     err = capsys.readouterr().err.strip()
     assert code == 2 and words in err.splitlines()[-1] and 'Traceback' not in err
+    assert len(err.splitlines()) == 1 or 'usage:' in err         # argparse shows the usage first
 
 
 @pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0 and not os.path.exists('/proc/version'), reason='needs a read-only folder')
@@ -92,13 +93,46 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert file.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.png']
 
 
+def pictures(folder, x):
+    "The rows of `x` (n, c, h, w) as picture files."
+    from miniai.plot import to_pil
+    folder.mkdir()
+    for i, o in enumerate(x): to_pil(o).save(folder/f'{i}.png')
+
+
+def test_demo_on_28x28_pictures_and_on_colour_ones_without_labels(tmp_path, capsys):
+    from torch.nn import functional as F
+    from miniai.data import images_to_tensor, load_digits
+    x = images_to_tensor(load_digits(28)['test']['image'])
+    pictures(tmp_path/'grey', x[:200])
+    pictures(tmp_path/'colour', F.interpolate(x[:120], 16).repeat(1, 3, 1, 1)*torch.tensor([1., 0, -1]).view(3, 1, 1))
+    for name, shape in (('grey', (1, 28, 28)), ('colour', (3, 16, 16))):
+        figures = cli.demo(seconds=1, data=str(tmp_path/name), out=str(tmp_path/f'{name}-out'))
+        assert figures['n'] >= 360 and 'their own pixels' in capsys.readouterr().out
+        assert UNet.from_pretrained(tmp_path/f'{name}-out'/'model').sample_size == list(shape[1:])
+
+
+def test_a_damaged_model_is_refused(trained, tmp_path, capsys):
+    import shutil
+    shutil.copytree(trained[0]/'demo'/'model', tmp_path/'model')
+    (tmp_path/'model'/'model.safetensors').write_bytes(b'not a model')
+    assert cli.main(['sample', str(tmp_path/'model'), '--out', str(tmp_path/'x.png')]) == 2
+    assert "can't be read as a model" in capsys.readouterr().err
+
+
+def test_a_folder_of_somebody_elses_is_kept(tmp_path, capsys):
+    (tmp_path/'model').mkdir(); (tmp_path/'model'/'mine.txt').write_text('precious')
+    assert cli.main(['demo', '--out', str(tmp_path)]) == 2
+    assert 'no model of ours' in capsys.readouterr().err and (tmp_path/'model'/'mine.txt').exists()
+
+
 def test_ctrl_c_while_training_still_draws(tmp_path):
     p = subprocess.Popen([MINIAI, 'demo', '--seconds', '300', '--out', 'demo'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
     seen = ''
     for line in p.stdout:
         seen += line
         if 'learn to see noise' in line: break
-    time.sleep(4)
+    time.sleep(6)
     p.send_signal(signal.SIGINT)
     seen += p.communicate(timeout=120)[0]
     assert p.returncode == 0 and 'Interrupted' in seen and 'FID against train' in seen and 'Traceback' not in seen, seen

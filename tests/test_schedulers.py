@@ -62,6 +62,14 @@ def test_unknown_settings_are_refused(bad):
     with pytest.raises(ValueError, match=repr(*bad.values())): DDPMScheduler(**bad)
 
 
+@pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])
+def test_every_step_count_gives_falling_times_in_range(spacing):
+    s = DDPMScheduler(timestep_spacing=spacing)
+    for n in range(1, 1001):
+        s.set_timesteps(n)
+        assert len(s.timesteps) == n and 0 <= s.timesteps.min() and s.timesteps.max() < 1000 and (s.timesteps.diff() < 0).all(), n
+
+
 @pytest.mark.parametrize('n', [0, -1, 1001, 2.5])
 def test_step_counts_are_checked(n):
     with pytest.raises(ValueError, match='1 to 1000'): DDPMScheduler().set_timesteps(n)

@@ -34,7 +34,7 @@ class Miniai:
         loader = TensorLoader(images, torch.zeros(len(images)), batch_size=64, shuffle=True)
         self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu')
         self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds)], valid=False)
-        return self.learn.n_steps*64
+        return self.learn.n_steps*len(images)/len(loader)        # the last batch of an epoch is smaller
 
     def sample(self, n, seed):
         return sample(self.learn.ema.model, self.scheduler, (n, 1, self.size, self.size), 100, torch.Generator().manual_seed(seed))
