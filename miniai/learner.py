@@ -397,7 +397,8 @@ class ScheduleCB(Callback):
     def __init__(self, sched=warmup_cosine): self.sched = sched
     def before_fit(self, learn): self.base, learn.lrs = [g['lr'] for g in learn.opt.param_groups], []
     def before_step(self, learn):
-        for g, lr in zip(learn.opt.param_groups, self.base): g['lr'] = lr*self.sched(learn.pct)
+        factor = self.sched(learn.pct)
+        for g, lr in zip(learn.opt.param_groups, self.base): g['lr'] = lr*factor
         learn.lrs.append(learn.opt.param_groups[0]['lr'])
     def state_dict(self, learn): return {'base': self.base, 'lrs': torch.tensor(learn.lrs, dtype=torch.float64)}
     def load_state_dict(self, learn, state): self.base, learn.lrs = state['base'], state['lrs'].tolist()

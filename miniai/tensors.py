@@ -214,16 +214,17 @@ def default_device() -> torch.device:
 
 def _apply(x, f):
     if isinstance(x, torch.Tensor): return f(x)
-    if isinstance(x, Mapping): return type(x)({k: _apply(v, f) for k, v in x.items()})
     if isinstance(x, (list, tuple)):
         items = [_apply(o, f) for o in x]
         return type(x)(*items) if hasattr(x, '_fields') else type(x)(items)
+    if isinstance(x, Mapping): return type(x)({k: _apply(v, f) for k, v in x.items()})
     return x
 
 def to_device(x, device=None):
     "`x` with every tensor in it (in lists, tuples and mappings, at any depth) on `device`, the default one if not given."
-    device = default_device() if device is None else device
-    return _apply(x, lambda o: o.to(device, non_blocking=True))
+    device = default_device() if device is None else torch.device(device)
+    # (asking first is quicker than a `to` that has nothing to do: it's done for every batch)
+    return _apply(x, lambda o: o if o.device == device else o.to(device, non_blocking=True))
 
 def to_cpu(x):
     "`x` with every tensor in it detached and on the processor; half-precision floats become float32."
