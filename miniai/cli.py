@@ -61,7 +61,7 @@ def default_widths(size:int) -> tuple:
     "Widths for pictures of `size` pixels a side: a level for each time that it can be halved and leaves 4 or more, two or three at most."
     levels, side = 1, size
     while side % 2 == 0 and side//2 >= 4 and levels < (2 if size <= 8 else 3): side, levels = side//2, levels + 1
-    return (16, 32, 48)[:levels] if size <= 16 else (32, 48, 64)[:levels]
+    return (16, 32, 48)[:levels]
 
 # %% ../nbs/24_cli.ipynb #c011
 def pick_device(name=None) -> torch.device:
@@ -109,7 +109,7 @@ def demo(seconds:float=60., # of training
     trained = learn.model if nan.stopped else learn.ema.model
     with replacing(out/'model') as d: trained.save_pretrained(d); scheduler.save_pretrained(d)
 
-    n, steps, frames = (1440, 100, []) if shape[1]*shape[2] <= 256 else (360, 50, [])
+    n, steps, frames = (1440, 100, []) if shape[1]*shape[2] <= 100 else (360, 50, [])          # larger pictures take longer to draw
     speed = learn.n_steps*len(x)/len(dls.train)/took                         # the last batch of an epoch is smaller
     print(f"{learn.n_steps:,} steps in {took:.1f} seconds, {speed:,.0f} images/s; drawing {n:,} new pictures in {steps} steps ...", flush=True)
     def watch(i, t, x, x0):
