@@ -10,7 +10,7 @@ demo: .venv
 
 test: .venv
 	cd nbs && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 ../$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	$(BIN)/python -m pytest tests
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest tests
 
 lab: .venv
 	$(BIN)/jupyter lab nbs/index.ipynb
