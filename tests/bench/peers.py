@@ -13,13 +13,13 @@ fused optimiser, a warm-up and cosine decay that fit the budget, and no flips (a
 """
 import contextlib
 import io
-import math
 import time
 
 import torch
 import torch.nn.functional as F
 
 from miniai.data import import_torchvision
+from miniai.learner import warmup_cosine
 
 import_torchvision()  # two peers import torchvision, whose compiled half is missing on some machines
 
@@ -57,16 +57,11 @@ class Peer:
             self.model.train()
             start = time.perf_counter()
             while (now := time.perf_counter() - start) < seconds:
-                for group in self.opt.param_groups: group['lr'] = self.lr * self.lr_factor((self.clock + now) / self.budget)
+                for group in self.opt.param_groups: group['lr'] = self.lr * warmup_cosine((self.clock + now) / self.budget, self.warmup)
                 seen += self.step(self.next_batch(images))
             self.clock += time.perf_counter() - start
             self.rng = torch.get_rng_state()
         return seen
-
-    def lr_factor(self, progress):
-        "Linear warm-up, then half a cosine to zero, at `progress` from 0 to 1."
-        if progress < self.warmup: return progress / self.warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1., (progress - self.warmup) / (1 - self.warmup))))
 
     def next_batch(self, images):
         "The next `batch_size` of `images` in an order shuffled anew each epoch (a last, smaller batch is dropped)."

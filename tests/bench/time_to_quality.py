@@ -8,7 +8,6 @@ lesson 9; `matched` is of groups as large as the held-out set, to be compared wi
 """
 import argparse
 import os
-import statistics
 import time
 import torch
 from miniai.cli import default_widths, make_eval
