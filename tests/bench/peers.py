@@ -36,12 +36,12 @@ class Peer:
     name = None
     lr, batch_size, warmup = 1e-3, 64, 0.05
 
-    def __init__(self, size, seed, budget=60.):
-        """`size`: height and width of the (grey) pictures, a multiple of 4; `seed`: for weights, batches, times and noise;
+    def __init__(self, size, seed, budget=60., clock=time.perf_counter):
+        """`clock`: what counts the seconds; `time.process_time` counts only those this process had a core for. `size`: height and width of the (grey) pictures, a multiple of 4; `seed`: for weights, batches, times and noise;
         `budget`: all the seconds of training planned, over which the learning rate warms up and decays. For the fairest
         figure at a shorter time train a fresh peer with that budget. Raises ValueError for a size no U-Net here divides."""
         if size < 8 or size % 4: raise ValueError(f'size is {size}; the peers need a multiple of 4, at least 8: enlarge or pad')
-        self.size, self.budget, self.clock, self.order = size, budget, 0., torch.empty(0, dtype=torch.long)
+        self.size, self.budget, self.clock, self.spent, self.order = size, budget, clock, 0., torch.empty(0, dtype=torch.long)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = self.build()
@@ -55,11 +55,11 @@ class Peer:
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.rng)
             self.model.train()
-            start = time.perf_counter()
-            while (now := time.perf_counter() - start) < seconds:
-                for group in self.opt.param_groups: group['lr'] = self.lr * warmup_cosine((self.clock + now) / self.budget, self.warmup)
+            start = self.clock()
+            while (now := self.clock() - start) < seconds:
+                for group in self.opt.param_groups: group['lr'] = self.lr * warmup_cosine((self.spent + now) / self.budget, self.warmup)
                 seen += self.step(self.next_batch(images))
-            self.clock += time.perf_counter() - start
+            self.spent += self.clock() - start
             self.rng = torch.get_rng_state()
         return seen
 
