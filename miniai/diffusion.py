@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 from torch.nn import functional as F
 from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB
+from .schedulers import randn
 from .tensors import default_device
 
 # %% ../nbs/13_ddpm.ipynb #c008
@@ -21,13 +22,26 @@ def stratified_times(n:int, num_train_timesteps:int, device=None) -> torch.Tenso
     return (u*num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 class DiffusionCB(Callback):
-    "Turns a batch of pictures x0 into ((x_t, t), target): noise at a random time, and what `scheduler` says a model should answer (Ho et al. 2020, algorithm 1)."
+    """Turns a batch of pictures x0 into ((x_t, t), target): noise at a random time, and what `scheduler` says a model should answer (Ho et al. 2020, algorithm 1).
+    With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share `cond_drop` of the training pictures (Ho & Salimans 2022)."""
     order = -50
-    def __init__(self, scheduler): self.scheduler = scheduler
+    def __init__(self, scheduler, # says how noise is added, and what a model should answer
+                 cond_drop:float=None): # None: labels aren't passed on; 0 to 1: passed on, but hidden from this share of the pictures
+        if cond_drop is not None and not 0 <= cond_drop <= 1: raise ValueError(f"cond_drop is {cond_drop}, expected a share from 0 to 1, or None to leave the labels out")
+        self.scheduler, self.cond_drop = scheduler, cond_drop
+    def before_fit(self, learn):
+        if self.cond_drop is None: return
+        self.num_classes = getattr(getattr(learn.model, 'module', learn.model), 'num_classes', None)
+        if self.num_classes is None: raise ValueError("cond_drop tells the model the classes, but this one was built without: build it with num_classes, or leave cond_drop out")
     def before_batch(self, learn):
         x0 = learn.batch[0]
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
-        learn.batch = (self.scheduler.add_noise(x0, noise, t), t), self.scheduler.target(x0, noise, t)
+        cond = () if self.cond_drop is None else (self._classes(learn, learn.batch[1]),)
+        learn.batch = (self.scheduler.add_noise(x0, noise, t), t, *cond), self.scheduler.target(x0, noise, t)
+    def _classes(self, learn, y):
+        if learn.i == 0 and (y.min() < 0 or y.max() >= self.num_classes):            # once an epoch: a GPU would have to wait
+            raise ValueError(f"labels must be from 0 to {self.num_classes - 1} to be told to this model, but they run from {y.min()} to {y.max()} (-1: no label)")
+        return y.masked_fill(torch.rand(len(y), device=y.device) < self.cond_drop, self.num_classes) if learn.training else y
 
 # %% ../nbs/13_ddpm.ipynb #c011
 @torch.no_grad()
@@ -35,20 +49,21 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
            scheduler, # this course's or diffusers'
            shape_or_x, # `(n, c, h, w)` to start from noise, or a tensor to start from it as it is
            num_inference_steps:int=1000, # at most the scheduler's training steps
-           generator:torch.Generator=None, # the dice; the global ones if not given
+           generator=None, # the dice: a `torch.Generator`, or a list with one for each picture; the global ones if not given
            callback=None # called after each step as `callback(i, t, x, x0)`, x0 being the present guess
           ) -> torch.Tensor: # `(n, c, h, w)`, about in [-1, 1]
     "Draw pictures: from noise, step by step along the scheduler's times (Ho et al. 2020, algorithm 2)."
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else getattr(shape_or_x, 'device', None) or default_device()
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    weight = next(model.parameters(), None) if modules else None
+    device = weight.device if weight is not None else getattr(shape_or_x, 'device', None) or default_device()
+    _check_start(shape_or_x, generator)
     # not every scheduler of diffusers takes dice, or says what it guesses at
     dice = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     scheduler.set_timesteps(num_inference_steps)
     if isinstance(shape_or_x, torch.Tensor): x = shape_or_x.to(device)
-    else:
-        gen_device = generator.device if generator is not None else device
-        x = torch.randn(shape_or_x, generator=generator, device=gen_device).to(device)*scheduler.init_noise_sigma
-    was_training = getattr(model, 'training', False)
-    if was_training: model.eval()
+    else: x = randn(shape_or_x, generator, device)*scheduler.init_noise_sigma
+    training = [m for m in modules if m.training]
+    for m in training: m.training = False
     try:
         for i, t in enumerate(scheduler.timesteps):
             out = model(scheduler.scale_model_input(x, t), t.to(x.device).repeat(len(x)))
@@ -56,15 +71,26 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
             x = step.prev_sample
             if callback: callback(i, t, x, getattr(step, 'pred_original_sample', None))
     finally:
-        if was_training: model.train()
+        for m in training: m.training = True
     return x
+
+def _check_start(shape_or_x, generator):
+    if not isinstance(shape_or_x, torch.Tensor) and not all(isinstance(n, int) and n > 0 for n in shape_or_x):
+        raise ValueError(f"the shape must be positive whole numbers (n, c, h, w), but is {shape_or_x}")
+    n = len(shape_or_x) if isinstance(shape_or_x, torch.Tensor) else shape_or_x[0]
+    dice = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
+    for g in dice:
+        if not isinstance(g, torch.Generator): raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...), or a list of them")
+    if dice is generator and len(dice) != n: raise ValueError(f"{len(dice)} generators for {n} pictures: give one for each, or a single one for all")
 
 # %% ../nbs/13_ddpm.ipynb #c015
 def diffusion_learner(model, dls, scheduler, # what to train, on which pictures, with which noise
-                      lr:float=4e-3, ema_decay:float=0.999, cbs=(), device=None) -> Learner:
+                      lr:float=4e-3, ema_decay:float=0.999, cbs=(), device=None,
+                      cond_drop:float=None # None: the model isn't told the labels; else as for `DiffusionCB`
+                     ) -> Learner:
     "A `Learner` that trains a noise predictor by this course's recipe. Sample from `learn.ema.model`, the average of the weights."
     ema = EMACB(ema_decay)
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    learn = Learner(model, dls, F.mse_loss, lr, [DeviceCB(device), DiffusionCB(scheduler), ema, GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs], opt_func)
+    learn = Learner(model, dls, F.mse_loss, lr, [DeviceCB(device), DiffusionCB(scheduler, cond_drop), ema, GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs], opt_func)
     learn.ema = ema
     return learn

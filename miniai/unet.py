@@ -72,20 +72,25 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/12_unet.ipynb #c022
 class UNet(nn.Module, PyTorchModelHubMixin):
-    """Picture in, picture of the same shape out, told the time: `model(x, t)` (Ronneberger et al. 2015; Ho et al. 2020).
-    Height and width must be multiples of `2**(len(widths) - 1)`."""
+    """Picture in, picture of the same shape out, told the time and, if built for it, the class: `model(x, t, classes)`
+    (Ronneberger et al. 2015; Ho et al. 2020). Height and width must be multiples of `patch_size * 2**(len(widths) - 1)`."""
     def __init__(self, in_channels:int=1, # of the picture, and of the prediction
                  widths=(16, 32), # channels at each level; each level after the first has half the size
                  n_blocks:int=1, # residual blocks per level, on the way down and again on the way up
                  emb_dim:int=64, # length of the time vector inside the network
                  head_dim:int=16, # channels per attention head
-                 sample_size=None): # (h, w) of the pictures it's trained on, kept in the config for whoever samples later
+                 sample_size=None, # (h, w) of the pictures it's trained on, kept in the config for whoever samples later
+                 num_classes:int=None, # how many classes `context` may name; None: it takes no context
+                 patch_size:int=1): # side of the patches of pixels that are folded into channels
         super().__init__()
         widths = list(widths)
         if not widths or n_blocks < 1: raise ValueError(f"expected at least one width and one block, not widths={widths}, n_blocks={n_blocks}")
-        self.in_channels, self.factor, self.emb_dim, self.sample_size = in_channels, 2**(len(widths) - 1), emb_dim, sample_size
+        if patch_size < 1: raise ValueError(f"patch_size is {patch_size}, expected at least 1: single pixels")
+        if num_classes is not None and num_classes < 1: raise ValueError(f"num_classes is {num_classes}, expected at least 1, or None for a model without classes")
+        self.in_channels, self.levels, self.patch_size, self.num_classes = in_channels, len(widths), patch_size, num_classes
+        self.emb_dim, self.sample_size, channels = emb_dim, sample_size, in_channels*patch_size**2
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
-        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.downs, self.ups, w = nn.ModuleList(), nn.ModuleList(), widths[0]
         for i, width in enumerate(widths):
             blocks = nn.ModuleList(ResBlock(w if j == 0 else width, width, emb_dim) for j in range(n_blocks))
@@ -97,14 +102,18 @@ class UNet(nn.Module, PyTorchModelHubMixin):
             blocks = nn.ModuleList(ResBlock((w if j == 0 else width) + width, width, emb_dim) for j in range(n_blocks))
             self.ups.append(nn.ModuleDict(dict(blocks=blocks, up=Upsample() if i else nn.Identity())))
             w = width
-        self.out = nn.Sequential(norm(w), nn.SiLU(), zero_(nn.Conv2d(w, in_channels, 3, padding=1)))
+        self.out = nn.Sequential(norm(w), nn.SiLU(), zero_(nn.Conv2d(w, channels, 3, padding=1)))
+        # last, so that the other weights start the same with classes and without; the last row is 'no class'
+        if num_classes is not None: self.classes = nn.Embedding(num_classes + 1, emb_dim)
 
     def forward(self, x, # `(n, in_channels, h, w)` float
                 t, # `(n,)` times
-                context=None):
+                context=None # `(n,)` int64 classes, `num_classes` where a picture has none; None: no picture has any
+               ):
         self._check(x, t, context)
         emb = self.emb(timestep_embedding(t, self.emb_dim).to(x.dtype))
-        x, kept = self.stem(x), []
+        if self.num_classes is not None: emb = emb + self.classes(torch.full_like(t, self.num_classes, dtype=torch.long) if context is None else context)
+        x, kept = self.stem(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x), []
         for level in self.downs:
             for block in level['blocks']: kept.append(x := block(x, emb))
             x = level['down'](x)
@@ -112,14 +121,28 @@ class UNet(nn.Module, PyTorchModelHubMixin):
         for level in self.ups:
             for block in level['blocks']: x = block(torch.cat([x, kept.pop()], 1), emb)
             x = level['up'](x)
-        return self.out(x)
+        x = self.out(x)
+        return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
     def _check(self, x, t, context):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"this U-Net takes pictures (n, {self.in_channels}, h, w), but got {tuple(x.shape)}: "
                              f"build it with in_channels={x.shape[1] if x.ndim == 4 else '...'}, or convert the pictures")
-        if x.shape[2] % self.factor or x.shape[3] % self.factor:
-            raise ValueError(f"a picture of {x.shape[2]}x{x.shape[3]} can't be halved {self.factor.bit_length() - 1} times: "
-                             f"height and width must be multiples of {self.factor}; resize the pictures or use fewer widths")
+        factor, patches = self.patch_size*2**(self.levels - 1), f" after {self.patch_size}x{self.patch_size} patches" if self.patch_size > 1 else ""
+        if x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"a picture of {x.shape[2]}x{x.shape[3]} can't be halved {self.levels - 1} times{patches}: "
+                             f"height and width must be multiples of {factor}; resize the pictures or use fewer widths")
         if t.shape != x.shape[:1]: raise ValueError(f"one time for each picture: expected t of shape {tuple(x.shape[:1])}, but got {tuple(t.shape)}")
-        if context is not None: raise ValueError("context was given, but this U-Net was built without conditioning")
+        if context is not None: self._check_context(context, len(x))
+
+    def _check_context(self, context, n):
+        if self.num_classes is None:
+            raise ValueError("context was given, but this U-Net was built without conditioning: build it with num_classes, or leave the context out")
+        if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
+            raise TypeError(f"context must be classes, an int64 tensor, but is {getattr(context, 'dtype', type(context).__name__)}: "
+                            "try torch.as_tensor(context).long()")
+        if context.shape != (n,): raise ValueError(f"one class for each picture: expected context of shape ({n},), but got {tuple(context.shape)}")
+        # (asking a GPU would make it wait, in every batch)
+        if context.device.type == 'cpu' and n and (context.min() < 0 or context.max() > self.num_classes):
+            raise ValueError(f"classes must be from 0 to {self.num_classes - 1}, or {self.num_classes} for none, "
+                             f"but got {context.min().item()} to {context.max().item()}")
