@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-# %% ../nbs/15_metrics.ipynb #c006
+# %% ../nbs/15_metrics.ipynb #c007
 def _features(f, name, least):
     "Features as doubles, or what is wrong with them."
     if not isinstance(f, torch.Tensor): raise TypeError(f"{name} must be a tensor of features (n, d), not a {type(f).__name__}")
@@ -64,7 +64,7 @@ class FeatureStats:
         if self._root is None: self._root = _sqrtm(self.cov)
         return self._root
 
-# %% ../nbs/15_metrics.ipynb #c009
+# %% ../nbs/15_metrics.ipynb #c010
 def _stats(f, name):
     if isinstance(f, FeatureStats): return f
     return FeatureStats(_features(f, name, 2))
@@ -79,7 +79,7 @@ def fid(a, # one crowd: features `(n, d)`, or their `FeatureStats`
     cross = torch.linalg.svdvals(a.root @ b.root).sum()
     return max(0., ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*cross).item())   # rounding may leave -1e-12
 
-# %% ../nbs/15_metrics.ipynb #c017
+# %% ../nbs/15_metrics.ipynb #c020
 def fid_infinity(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)`, with n and m well above 3d
                  n_sizes:int=8, generator:torch.Generator=None # which pictures make up the smaller crowds; seed 0 if not given
                 ) -> float: # may come out a little below 0
@@ -92,7 +92,7 @@ def fid_infinity(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)
     slope = ((inv - inv.mean())*vals).sum()/(inv - inv.mean()).square().sum()
     return (vals.mean() - slope*inv.mean()).item()
 
-# %% ../nbs/15_metrics.ipynb #c023
+# %% ../nbs/15_metrics.ipynb #c026
 def fid_interval(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)`, with n and m at least 4d
                  level:float=0.95, n_boot:int=200, # chance to hold the truth, and how many resampled crowds
                  generator:torch.Generator=None # draws the crowds; seed 0 if not given
@@ -109,7 +109,7 @@ def fid_interval(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)
     low, high = again.quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64)).tolist()
     return 2*once - again.mean().item(), 2*once - high, 2*once - low
 
-# %% ../nbs/15_metrics.ipynb #c027
+# %% ../nbs/15_metrics.ipynb #c030
 def mmd(x:torch.Tensor, y:torch.Tensor # features `(n, d)` and `(m, d)`, at least 2 of each
        ) -> float: # 0 on average for equal crowds, else above
     "Squared maximum mean discrepancy with the kernel (x.y/d + 1)^3, unbiased (Gretton et al. 2012, eq. 3; Bińkowski et al. 2018)."
@@ -133,7 +133,7 @@ def kid(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)`, at lea
     vals = torch.tensor([sum(mmd(x, y) for y in many[i::len(few)])/len(many[i::len(few)]) for i, x in enumerate(few)], dtype=torch.float64)
     return vals.mean().item(), (vals.std()/math.sqrt(len(vals))).item()
 
-# %% ../nbs/15_metrics.ipynb #c030
+# %% ../nbs/15_metrics.ipynb #c033
 def nearest_distance(x:torch.Tensor, # pictures `(n, c, h, w)`
                      train:torch.Tensor # pictures `(m, c, h, w)`
                     ) -> torch.Tensor: # `(n,)` Euclidean distances
@@ -145,7 +145,7 @@ def nearest_distance(x:torch.Tensor, # pictures `(n, c, h, w)`
         dist.append((o - train[nearest]).norm(dim=1))
     return torch.cat(dist)
 
-# %% ../nbs/15_metrics.ipynb #c033
+# %% ../nbs/15_metrics.ipynb #c036
 class Reservoir:
     "Keeps `size` rows of a stream, each with the same chance. All of them, in order, while there are no more."
     def __init__(self, size:int, seed:int=0): self.size, self.gen, self.rows = size, torch.Generator().manual_seed(seed), None
@@ -166,7 +166,7 @@ def _groups(samples, size, shape):
         while len(rest) >= size: yield rest[:size]; rest = rest[size:]
     if rest is not None and len(rest): yield rest
 
-# %% ../nbs/15_metrics.ipynb #c034
+# %% ../nbs/15_metrics.ipynb #c037
 class ImageEval:
     "Compares samples with real pictures through `features`, always with n, the network's name and the real-against-real floor."
     def __init__(self, features, # function from pictures `(n, c, h, w)` to features `(n, d)`, or None for the pixels themselves
