@@ -261,18 +261,21 @@ def distance_to(b:torch.Tensor, # `(n, h, w)`, 1 where the lines are
 
 # %% ../nbs/06_data.ipynb #c038
 def _blur(x, sigma):
-    k = torch.exp(-(torch.arange(-int(3*sigma), int(3*sigma) + 1)/sigma)**2/2)
-    k = k/k.sum()
-    return F.conv2d(F.conv2d(x[:, None], k.view(1, 1, -1, 1), padding='same'), k.view(1, 1, 1, -1), padding='same')[:, 0]
+    "A Gaussian blur of `(n, k, k)`, rows and columns by a matrix product each."
+    i = torch.arange(x.shape[1])
+    k = torch.exp(-((i - i[:, None])/sigma)**2/2)/(sigma*(2*torch.pi)**0.5)
+    return k @ x @ k
 
 def middle_lines(g:torch.Tensor, # how much ink there is, `(n, h, w)` in [0, 1]
                  slant:torch.Tensor, # the slant that each is to have, `(n,)`, as `slant_of` measures it
                  size:int=32, batch_size:int=128 # a batch that stays in the processor's cache is fastest
                 ) -> torch.Tensor: # `(n, 2*size, 2*size)` uint8, 1 on the line
-    "The lines that a pen followed, at twice the size."
+    "The lines that a pen followed, and the cores of blots, at twice the size."
     def lines(g, slant):
-        p = place(g, slant, 2*size)
-        return torch.from_numpy(thin((p + 2*(p - _blur(p, 5*size/32)) > 0.45).numpy()))
+        p, deep = place(g, slant, 2*size), 6*size/32
+        inked = p + 2*(p - _blur(p, 5*size/32)) > 0.45
+        blots = distance_to(~inked, int(deep) + 1) > deep                 # too far inside to be in a line
+        return torch.from_numpy(thin(inked.numpy())) | blots
     return torch.cat([lines(*o) for o in zip(g.split(batch_size), slant.split(batch_size))])
 
 def with_pen(lines:torch.Tensor, # `(n, 2*size, 2*size)`, as from `middle_lines`
