@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'THICKNESS', 'SLANT', 'DIGITS', 'ATTRIBUTES', 'TEMPLATES', 'LEAN', 'import_torchvision', 'load_digits',
-           'load_images', 'images_to_tensor', 'TensorLoader', 'DataLoaders', 'colour', 'digit_caption', 'slant_of',
-           'place', 'thin', 'distance_to', 'middle_lines', 'with_pen', 'held_out_pairs', 'Texts', 'Drawings',
+           'load_images', 'images_to_tensor', 'TensorLoader', 'Texts', 'DataLoaders', 'colour', 'digit_caption',
+           'slant_of', 'place', 'thin', 'distance_to', 'middle_lines', 'with_pen', 'held_out_pairs', 'Drawings',
            'CaptionedDigits', 'captioned_digits']
 
 # %% ../nbs/06_data.ipynb #c002
@@ -139,6 +139,27 @@ class TensorLoader:
         for i in range(0, n, bs):
             yield tuple(t[order[i:i + bs]] if self.shuffle else t[i:i + bs] for t in self.tensors)
 
+class Texts(list):
+    "A list of strings that can be indexed as a tensor can: by a slice, or a tensor of row numbers."
+    def __getitem__(self, i):
+        if isinstance(i, torch.Tensor): return [list.__getitem__(self, j) for j in i.tolist()] if i.ndim else list.__getitem__(self, int(i))
+        return super().__getitem__(i)
+
+def _pictures(ds, size, channels):
+    x = getattr(ds, 'x', None)                 # some tables (below) can give their pictures as one tensor
+    if x is None: return images_to_tensor(ds['image'], size, channels)
+    if size not in (None, x.shape[-1]) or channels not in (None, x.shape[1]):
+        raise ValueError(f"these pictures are {tuple(x.shape[1:])}, but size={size} and channels={channels} were asked for: leave both out, or make the pictures so")
+    return x
+
+def _targets(ds, name, n, device):
+    if name == 'attributes' and hasattr(ds, 'attributes'): return ds.attributes.to(device)
+    if name in ds.column_names:
+        values = list(ds[name])
+        return Texts(values) if isinstance(values[0], str) else torch.as_tensor(values).to(device)
+    if name != 'label': raise ValueError(f"no column {name!r}: there are {', '.join(ds.column_names)}")
+    return torch.full((n,), -1, device=device)
+
 class DataLoaders:
     "A `train` and a `valid` loader, each giving batches `(x, y)`."
     def __init__(self, train, valid): self.train, self.valid = train, valid
@@ -147,17 +168,18 @@ class DataLoaders:
     def from_dataset(cls, dataset_dict, # a `DatasetDict` with `train` and `test` (or `validation`), columns `image` and maybe `label`
                      batch_size:int=64, size:int=None, channels:int=None, # as for `images_to_tensor`
                      device=None, # where the pictures are kept; the default device if not given
-                     generator:torch.Generator=None # for the order of the training pictures
+                     generator:torch.Generator=None, # for the order of the training pictures
+                     target:str='label' # the column beside the pictures: numbers, or texts such as 'caption'
                     ):
-        "All pictures in memory. Batches: x float32 `(n, c, h, w)` in [-1, 1], y int64 `(n,)`, -1 where there are no labels."
+        """All pictures in memory. Batches: x float32 `(n, c, h, w)` in [-1, 1]; y int64 `(n,)`, -1 where there are no labels,
+        or a list of strings where the column `target` holds texts."""
         device = default_device() if device is None else device
         held = next((k for k in ('test', 'validation', 'valid') if k in dataset_dict), None)
         if 'train' not in dataset_dict or held is None:
             raise ValueError(f"expected the splits 'train' and 'test', but found {list(dataset_dict)}")
         def loader(ds, **kw):
-            x = images_to_tensor(ds['image'], size, channels)
-            y = torch.as_tensor(ds['label']) if 'label' in ds.column_names else torch.full((len(x),), -1)
-            return TensorLoader(x.to(device), y.to(device), batch_size=batch_size, **kw)
+            x = _pictures(ds, size, channels)
+            return TensorLoader(x.to(device), _targets(ds, target, len(x), device), batch_size=batch_size, **kw)
         return cls(loader(dataset_dict['train'], shuffle=True, generator=generator), loader(dataset_dict[held]))
 
 # %% ../nbs/06_data.ipynb #c027
@@ -303,12 +325,6 @@ def _combinations(held_out):
     return [np.stack([every[h == k] for h in held]) for k in (False, True)]
 
 # %% ../nbs/06_data.ipynb #c044
-class Texts(list):
-    "A list of strings that can be indexed as a tensor can: by a slice, or a tensor of row numbers."
-    def __getitem__(self, i):
-        if isinstance(i, torch.Tensor): return [list.__getitem__(self, j) for j in i.tolist()] if i.ndim else list.__getitem__(self, int(i))
-        return super().__getitem__(i)
-
 class Drawings:
     "Looks like a float tensor `(n, 3, size, size)` in [-1, 1] that's held whole; in truth each picture is drawn when it's indexed."
     def __init__(self, shapes, which, ink, paper): # `(m, size, size)` uint8; `(n,)` each: numbers of shapes and of colours
