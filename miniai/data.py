@@ -352,7 +352,7 @@ class CaptionedDigits:
         self.captions = Texts(digit_caption(row[0], *(n[k] for n, k in zip(names[1:], row[1:])), template=t)
                               for row, t in zip(attributes.tolist(), template.tolist()))
     def __len__(self): return len(self.x)
-    def __repr__(self): return f'CaptionedDigits({len(self):,} pictures {tuple(self.x.shape[1:])}, columns {self.column_names})'
+    def __repr__(self): return f'CaptionedDigits({len(self):,} pictures {tuple(self.x.shape[1:])})'
 
     def column(self, name, rows=slice(None)):
         "The values of a column, as a list."
