@@ -269,7 +269,10 @@ class DeviceCB(Callback):
     "Trains on `device`, the default one if not given."
     order = -90
     def __init__(self, device=None): self.device = torch.device(device or default_device())
-    def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
+    def before_batch(self, learn):
+        # most batches are there already, and asking is quicker than going through them
+        b = learn.batch
+        if not (_is_pair(b) and all(isinstance(o, torch.Tensor) and o.device == self.device for o in b)): learn.batch = to_device(b, self.device)
 
 # %% ../nbs/07_learner.ipynb #c024
 class MetricsCB(Callback):
