@@ -117,17 +117,31 @@ class TrainCB(Callback):
     def gather(self, x): return x          # the rows of all processes
 
 # %% ../nbs/07_learner.ipynb #c018
+def _plan(cb, calls, training):
+    "All that happens in a batch, as one list of calls: what the `TrainCB` does, and the events around it. `calls` has those of each event."
+    plan = [*calls['before_batch']]
+    for step, work in zip(STEPS, ('predict', 'get_loss', 'backward', 'step')[:4 if training else 2]):
+        plan += [*calls[f'before_{step}'], (cb, work, getattr(cb, work)), *calls[f'after_{step}']]
+    if training: plan += [(cb, 'zero_grad', cb.zero_grad), (cb, 'count', _count)]
+    return plan + calls['after_batch']
+
+def _count(learn): learn.n_steps += 1
+
 class Loop:
     "The training loop: scopes, events, and who is called when. `Learner` adds everything else."
+    def _run(self, calls):
+        "Call each of `calls`, (callback, name, function), in turn; an error says where it comes from."
+        for cb, name, f in calls:
+            try: f(self)
+            except Exception as e: _locate(e, f'{_name(cb)}.{name}', self); raise
+
     def __call__(self, event):
         "Call `event` on every callback that has it, lowest order first."
-        for cb, f in self.calls[event]:
-            try: f(self)
-            except Exception as e: _locate(e, f'{_name(cb)}.{event}', self); raise
+        self._run(self.calls[event])
 
     def _cleanup(self, event, error):
         "As `__call__`, but one that fails doesn't keep the others from cleaning up, nor hide the `error` that brought us here."
-        for cb, f in self.calls[event]:
+        for cb, _, f in self.calls[event]:
             try: f(self)
             except BaseException as e:
                 _locate(e, f'{_name(cb)}.{event}', self)
@@ -137,27 +151,15 @@ class Loop:
 
     def _scope(self, name, work):
         error = None
-        try: self(f'before_{name}'); work(); self(f'after_{name}')
+        try: work()
         except CANCELS[name]: pass
         except BaseException as e: error = e
         if (error := self._cleanup(f'cleanup_{name}', error)): raise error
 
-    def _step(self, name, work):
-        self(f'before_{name}')
-        try: work(self)
-        except Exception as e: _locate(e, f'{_name(self.train_cb)}.{work.__name__}', self); raise
-        self(f'after_{name}')
-
-    def _batch(self):
-        self._step('predict', self.train_cb.predict)
-        self._step('loss', self.train_cb.get_loss)
-        if not self.training: return
-        self._step('backward', self.train_cb.backward)
-        self._step('step', self.train_cb.step)
-        self.train_cb.zero_grad(self)
-        self.n_steps += 1
+    def _batch(self): self._run(self.plan)
 
     def _epoch(self):
+        self('before_epoch')
         self.i = -1
         try:
             for self.i, self.batch in enumerate(self.dl):
@@ -166,17 +168,21 @@ class Loop:
         except CancelEpoch: self.complete = True; raise
         if self.i < 0: raise ValueError(f"the {'training' if self.training else 'validation'} loader gave no batch")
         self.complete = True
+        self('after_epoch')
 
     def _pass(self, training):
         "One epoch of training or of validation; `complete` once all of it, or all that was wanted, is done."
         self.training, self.dl, self.complete, self.batch = training, self.dls.train if training else self.dls.valid, False, None
+        self.plan = _plan(self.train_cb, self.calls, training)
         self.model.train(training)
         with torch.set_grad_enabled(training): self._scope('epoch', self._epoch)
 
     def _fit(self):
+        self('before_fit')
         if self.resume: self._carry_on()
         for self.epoch in range(self.epoch, self.n_epochs):
             for training in self.passes: self._pass(training)
+        self('after_fit')
 
     @property
     def pct(self):
@@ -217,7 +223,7 @@ class Learner(Loop):
         cbs, n = check_callbacks(self.cbs), _n_batches(self.dls.train, 'training')
         if False in passes: _n_batches(self.dls.valid, 'validation')
         if self.resume: _match_callbacks(self.resume['cbs'], cbs)
-        self.calls = {event: [(cb, getattr(cb, event)) for cb in cbs if hasattr(cb, event)] for event in EVENTS}
+        self.calls = {event: [(cb, event, getattr(cb, event)) for cb in cbs if hasattr(cb, event)] for event in EVENTS}
         self.train_cb = next(cb for cb in cbs if isinstance(cb, TrainCB))
         self.n_epochs, self.passes, self.epoch, self.n_steps, self.n_batches, self.total_steps = n_epochs, passes, 0, 0, n, n_epochs*n
         self.training, self.complete, self.batch, self.preds = False, False, None, None
@@ -263,7 +269,10 @@ class DeviceCB(Callback):
     "Trains on `device`, the default one if not given."
     order = -90
     def __init__(self, device=None): self.device = torch.device(device or default_device())
-    def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
+    def before_batch(self, learn):
+        # most batches are there already, and asking is quicker than going through them
+        b = learn.batch
+        if not (_is_pair(b) and all(isinstance(o, torch.Tensor) and o.device == self.device for o in b)): learn.batch = to_device(b, self.device)
 
 # %% ../nbs/07_learner.ipynb #c024
 class MetricsCB(Callback):
@@ -277,20 +286,22 @@ class MetricsCB(Callback):
             if not callable(m) and not _collects(m): raise TypeError(f"metric {k!r} is a {_name(m)}: expected a function, or an object with update, compute and reset")
     def before_fit(self, learn): learn.history = []
     def before_epoch(self, learn):
-        self.sums, self.waiting, self.n = {}, [], 0
+        self.sums, self.n = {}, 0
         for m in self.metrics.values():
             if _collects(m): m.reset()
     def after_loss(self, learn):
         preds, y = learn.preds, learn.batch[1]
         n = (len(preds) if isinstance(preds, torch.Tensor) else len(y))*learn.train_cb.counts
         vals = {'loss': learn.loss.detach()}
-        if not learn.training:
-            for k, m in self.metrics.items():
-                try: vals |= self._measure(k, m, preds, y, learn)
-                except Exception as e: _note(e, f'(metric {k!r})'); raise
-        # added up now and then, and on the device: asking for a value in every batch would make a GPU wait
-        self.waiting.append((n, vals))
-        if len(self.waiting) == 100: self._add()
+        for k, m in () if learn.training else self.metrics.items():
+            try: vals |= self._measure(k, m, preds, y, learn)
+            except Exception as e: _note(e, f'(metric {k!r})'); raise
+        self.n += n
+        for k, v in vals.items():
+            if v.ndim: v = v.reshape(())
+            # added up on the device, in place: asking for a value in every batch would make a GPU wait
+            if k in self.sums: self.sums[k].add_(v, alpha=n)
+            else: self.sums[k] = v.float()*n
     def _measure(self, k, m, preds, y, learn):
         if _collects(m):
             # those that add up over processes by themselves see their own rows, the others everyone's
@@ -300,15 +311,9 @@ class MetricsCB(Callback):
             return {}
         v = torch.as_tensor(m(preds, y), device=learn.loss.device)
         if v.numel() != 1: raise ValueError(f"expected one number, but got {describe(v)}")
-        return {k: v.detach().reshape(())}
-    def _add(self):
-        for k in self.waiting[0][1] if self.waiting else ():
-            vals = torch.stack([v[k].float().reshape(()) for _, v in self.waiting])
-            self.sums[k] = self.sums.get(k, 0) + vals @ torch.tensor([float(n) for n, _ in self.waiting], device=vals.device)
-        self.n, self.waiting = self.n + sum(n for n, _ in self.waiting), []
+        return {k: v.detach()}
     def cleanup_epoch(self, learn):
-        if not getattr(self, 'waiting', None) and not getattr(self, 'n', 0): return
-        self._add()
+        if not getattr(self, 'sums', None): return
         # several processes are asked only when all of them got here
         total = learn.train_cb.total if learn.complete else (lambda x: x)
         sums = total(torch.stack([*self.sums.values(), torch.as_tensor(float(self.n), device=learn.loss.device)])).tolist()
@@ -317,7 +322,7 @@ class MetricsCB(Callback):
         if learn.training or not learn.history or learn.history[-1]['epoch'] != learn.epoch: learn.history.append({'epoch': learn.epoch})
         prefix = 'train_' if learn.training else 'valid_'
         learn.history[-1].update({prefix + 'loss' if k == 'loss' else k: v for k, v in row.items()})
-        self.n = 0
+        self.sums = {}
     def _computed(self):
         out = {}
         for k, m in self.metrics.items():
@@ -349,35 +354,41 @@ class ProgressCB(Callback):
         from fastprogress import fastprogress as fp  # heavy to import: only when a bar is wanted
         nb = fp.IN_NOTEBOOK
         self.bar = fp.NBMasterBar(range(100)) if nb else fp.ConsoleProgressBar(range(100)) if sys.stdout.isatty() else None
-        self.avg, self.start, self.at, self.losses, self.waiting = None, time.time(), -1, [], []
+        self.avg, self.start, self.at, self.due, self.losses, self.waiting = None, time.time(), -1, 0, [], []
         if self.bar: self.bar.update(0)
     def after_batch(self, learn):
         if not self.active or not learn.training: return
         self.waiting.append(learn.loss.detach())                     # on the device until somebody looks
-        if int(learn.pct*100) == self.at and len(self.waiting) < 1000: return
-        for k, loss in enumerate(torch.stack(self.waiting).tolist(), learn.n_steps - len(self.waiting) + 1):
+        pct = learn.pct
+        if (time.time() if self.bar else pct) >= self.due or pct >= 1 and self.at < 100: self._draw(learn)
+        elif len(self.waiting) >= 1000: self._look(learn)
+    def _look(self, learn):
+        for k, loss in enumerate(torch.stack(self.waiting).flatten().tolist() if self.waiting else (), learn.n_steps - len(self.waiting) + 1):
             # a moving average; over fewer than 50 steps, the plain one
             self.avg = loss if self.avg is None else self.avg + (loss - self.avg)*max(0.02, 1/max(k, 1))
+            if not self.losses or k - self.losses[-1][0] >= learn.total_steps/100: self.losses.append((k, self.avg))
         self.waiting = []
-        if int(learn.pct*100) == self.at: return
-        self.at = min(int(learn.pct*100), 100)
-        self.losses.append((learn.n_steps, self.avg))
-        self._draw(learn)
     def _draw(self, learn):
+        self._look(learn)
+        self.at, start = int(learn.pct*100), time.time()
         valid = [h['valid_loss'] for h in getattr(learn, 'history', ()) if 'valid_loss' in h]
         text = f'loss {self.avg:.4f}' + (f', held-out {valid[-1]:.4f}' if valid else '')
-        if self.bar is None:
-            if self.at % max(1, 100//self.n_lines) == 0: print(f'{self.at:3d}%  {time.time() - self.start:5.1f} s  {text}', flush=True)
-        else:
-            getattr(self.bar, 'main_bar', self.bar).comment = text
-            self.bar.update(self.at)
-            if self.plot and hasattr(self.bar, 'update_graph') and self.at % 5 == 0: self.bar.update_graph(self._graph(learn))
+        if not self.bar:
+            print(f'{self.at:3d}%  {start - self.start:5.1f} s  {text}', flush=True)
+            self.due = (int(learn.pct*self.n_lines) + 1)/max(1, self.n_lines)
+            return
+        getattr(self.bar, 'main_bar', self.bar).comment = text
+        if self.at: self.bar.update(self.at)                         # (0 would start its clock again)
+        if self.plot and hasattr(self.bar, 'update_graph'): self.bar.update_graph(self._graph(learn))
+        # a picture takes long to draw: at most a twentieth of the time goes into that
+        self.due = time.time() + max(0.25, 20*(time.time() - start))
     def _graph(self, learn):
         hist, steps = getattr(learn, 'history', []), len(learn.dls.train)
         valid = [((h['epoch'] + 1)*steps, h['valid_loss']) for h in hist if 'valid_loss' in h]
         return [list(zip(*g)) for g in (self.losses, valid) if g]
     def cleanup_fit(self, learn):
         if getattr(self, 'bar', None) is None: return
+        self._look(learn)
         if hasattr(self.bar, 'update_graph') and self.plot and self.losses: self.bar.update_graph(self._graph(learn))
         if self.at < 100: self.bar.on_iter_end()
         if not hasattr(self.bar, 'update_graph'): print()

@@ -8,7 +8,6 @@ __all__ = ['dissolve', 'Critic', 'DissolveCB', 'nudged_slope', 'backprop_slope',
 # %% ../nbs/09_magic.ipynb #c002
 import torch
 from torch import nn
-from torch.nn import functional as F
 from .learner import Callback
 
 # %% ../nbs/09_magic.ipynb #c006

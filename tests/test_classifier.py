@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from miniai.classifier import AugmentCB, Classifier, predict_tta, random_affine, train_classifier, tta_views
-from miniai.data import DataLoaders, TensorLoader, load_digits
+from miniai.classifier import AugmentCB, Classifier, RandomAffines, affine, predict_tta, random_affine, train_classifier, tta_views
+from miniai.data import DataLoaders, TensorLoader, import_torchvision, load_digits
 from miniai.learner import Callback, Learner
 from miniai.magic import Critic, DissolveCB, backprop_slope, climb, dissolve, nudged_slope
 from miniai.tensors import set_seed
@@ -69,8 +69,39 @@ def test_each_picture_is_bent_by_itself_and_by_the_seed():
     set_seed(0); b = torch.stack([bend(o) for o in same])
     assert torch.equal(a, b) and all(not torch.equal(a[0], o) for o in a[1:])
     assert a.shape == same.shape and a.min() >= -1 and a.max() <= 1
-    one, two = run(None, 1), run(None, 1)
-    assert all(torch.equal(p[0], q[0]) for p, q in zip(one[True], two[True]))
+    for transform in (None, bend):
+        one, two = run(transform, 1), run(transform, 1)
+        assert all(torch.equal(p[0], q[0]) for p, q in zip(one[True], two[True]))
+
+@quick
+@given(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(5, 20), st.integers(5, 20), st.integers(0, 99))
+def test_affine_is_torchvisions_picture_by_picture(n, c, h, w, seed):
+    import_torchvision()
+    from torchvision.transforms import v2
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, c, h, w, generator=g)*2 - 1
+    angle, dx, dy, scale, shear = numbers = torch.rand(5, n, generator=g)*torch.tensor([[360.], [0.4], [0.4], [1.], [40.]]) + torch.tensor([[-180.], [-0.2], [-0.2], [0.5], [-20.]])
+    # on paper that is 0: torchvision mixes a fill of -1 in twice along the edge
+    theirs = [v2.functional.affine(o + 1, a, [dx*w, dy*h], k, [b, 0.], interpolation=v2.InterpolationMode.BILINEAR) - 1 for o, (a, dx, dy, k, b) in zip(x, numbers.T.tolist())]
+    assert torch.allclose(affine(x, angle, dx, dy, scale, shear), torch.stack(theirs), atol=1e-4)
+
+def test_random_affines_keep_their_ranges_and_bend_each_by_itself():
+    # a dot in the middle shows the shift alone
+    x = torch.full((400, 1, 33, 33), -1.); x[:, :, 16, 16] = 1
+    set_seed(0)
+    ink = (RandomAffines(degrees=40, shift=0.2, scale=0.1, shear=10)(x) + 1)[:, 0]
+    ink, grid = ink/ink.sum((1, 2), keepdim=True), torch.arange(33.) - 16
+    for d in (ink.sum(1) @ grid/33, ink.sum(2) @ grid/33):
+        assert d.abs().max() < 0.2 + 0.5/33 and d.max() > 0.18 and d.min() < -0.18 and d.unique().numel() > 390
+    assert torch.allclose(RandomAffines(0, 0, 0, 0)(x), x, atol=1e-4)
+
+def test_augment_hands_over_single_pictures_or_whole_batches():
+    shapes = []
+    def look(o): shapes.append(o.shape); return o
+    for batched in (False, True):
+        shapes.clear()
+        Learner(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), loaders(), F.cross_entropy, cbs=[AugmentCB(look, batched)]).fit(1)
+        assert len(shapes) == (3 if batched else 20) and all(len(o) == (4 if batched else 3) for o in shapes)
 
 def test_no_bending_is_no_change():
     x = torch.rand(1, 8, 8)*2 - 1
