@@ -46,6 +46,7 @@ def main():
     p.add_argument('--only', nargs='*', help='names of libraries to run')
     p.add_argument('--n', type=int, default=1800, help='samples per figure')
     p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--steps', type=int, help="the peers' sampling steps, instead of the 50 to 150 that suit each: for larger pictures")
     p.add_argument('--cpu-seconds', action='store_true', help="count the seconds in which this process had a core, not the clock's: for a busy machine, with one thread")
     args = p.parse_args()
     from peers import PEERS
@@ -64,6 +65,7 @@ def main():
         for cls in (Miniai, *PEERS):
             if args.only and cls.name not in args.only: continue
             peer = cls(size, args.seed, budget=seconds, clock=clock)
+            if args.steps and cls is not Miniai: peer.steps = args.steps
             start = clock(); seen = peer.train(images, seconds); took = clock() - start
             start = clock(); new = peer.sample(args.n, args.seed); drew = clock() - start
             m = ev.measure(new)
