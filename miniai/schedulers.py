@@ -6,7 +6,7 @@
 __all__ = ['cosine_betas', 'make_betas', 'Config', 'randn', 'SchedulerOutput', 'Scheduler', 'DDPMScheduler']
 
 # %% ../nbs/11_noise.ipynb #c002
-import json, math
+import inspect, json, math
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -52,6 +52,7 @@ class Scheduler:
     "Noise arithmetic that all samplers share: betas, adding noise, conversions, the choice of times. Times count from 0 (least noise)."
     init_noise_sigma = 1.0               # deviation of the noise to start from
     order = 1                            # model calls per step
+    whole_times = True                   # it can only stop at times of the training
 
     def __init__(self, num_train_timesteps:int=1000, # steps from picture to noise
                  beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear', # as for `make_betas`
@@ -72,8 +73,17 @@ class Scheduler:
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.num_inference_steps = None
+        self._clip, self._times = clip_sample_range if clip_sample else None, None
+        # Plain numbers, worked out once: taking them from a tensor in every step costs more than the step itself.
+        a = self.alphas_cumprod.numpy()
+        one, none = np.ones_like(a), np.zeros_like(a)
+        self._to_x0 = self._rows(*{'epsilon': (1/np.sqrt(a), -np.sqrt(1 - a)/np.sqrt(a)), 'sample': (none, one),
+                               'v_prediction': (np.sqrt(a), -np.sqrt(1 - a))}[prediction_type])
 
     def __len__(self): return self.config.num_train_timesteps
+
+    @staticmethod
+    def _rows(*columns): return list(zip(*(c.tolist() for c in columns)))
 
     # --- between picture, noise and v ---
     def _roots(self, t, like):
@@ -99,38 +109,80 @@ class Scheduler:
 
     def pred_original_sample(self, model_output, t:int, sample):
         "The guess at x_0 that `model_output` at time `t` amounts to, clipped if so configured."
+        t = int(t)
+        if not 0 <= t < len(self): raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {t}")
+        return self._guess(self._to_x0[t], model_output, sample)
+
+    def _guess(self, pair, model_output, sample):
+        "x_0 as p times the sample plus q times the model's answer."
         if model_output.shape != sample.shape:
             raise ValueError(f"the model's output {tuple(model_output.shape)} must be shaped like the sample {tuple(sample.shape)}")
-        a = self.alphas_cumprod[t]
-        kind, ra, rb = self.config.prediction_type, a.sqrt().item(), (1 - a).sqrt().item()
-        x0 = (sample - rb*model_output)/ra if kind == 'epsilon' else model_output if kind == 'sample' else ra*sample - rb*model_output
-        return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range) if self.config.clip_sample else x0
+        p, q = pair
+        x0 = (sample*p).add_(model_output, alpha=q) if p else model_output
+        return x0 if self._clip is None else x0.clamp(-self._clip, self._clip)
 
     # --- which times to visit ---
-    def set_timesteps(self, num_inference_steps:int, # how many of the training times to visit, 1 to all
-                      device=None):
+    def set_timesteps(self, num_inference_steps=None, # how many of the training times to visit, 1 to all; or a list of these times, falling
+                      device=None,
+                      timesteps=None # such a list, by the name it has in diffusers
+                     ):
         "Choose the times for sampling, falling; they are in `timesteps`."
-        T, n, how = len(self), num_inference_steps, self.config.timestep_spacing
-        if not (isinstance(n, (int, np.integer)) and 1 <= n <= T):
-            raise ValueError(f"num_inference_steps is {n}, expected a whole number from 1 to {T}, the steps in training")
+        if (num_inference_steps is None) == (timesteps is None): raise ValueError("give either num_inference_steps or timesteps")
+        n = num_inference_steps if timesteps is None else timesteps
+        ts = self._spaced(self._count(n)) if np.ndim(n) == 0 else self._given(n)
+        self.num_inference_steps = len(ts)
+        self.timesteps = torch.from_numpy(np.ascontiguousarray(self._prepare(ts)))
+        self._times, self._i = self.timesteps.tolist(), 0
+        self._index = {t: i for i, t in enumerate(self._times)} | {self._times[0]: 0}
+        self.timesteps = self.timesteps.to(device)
+
+    def _count(self, n):
+        if not (isinstance(n, (int, np.integer)) and 1 <= n <= len(self)):
+            raise ValueError(f"num_inference_steps is {n}, expected a whole number from 1 to {len(self)}, the steps in training")
+        return int(n)
+
+    def _given(self, times):
+        ts = np.asarray(times.cpu() if isinstance(times, torch.Tensor) else times)
+        if ts.ndim != 1 or not len(ts) or ts.dtype.kind not in 'iuf' or (np.diff(ts) >= 0).any() or ts[0] > len(self) - 1 or ts[-1] < 0 or self.whole_times and (ts != ts.round()).any():
+            raise ValueError(f"timesteps must be {'whole ' if self.whole_times else ''}numbers falling from at most {len(self) - 1} to at least 0, but are {times}")
+        return ts.astype(np.int64 if self.whole_times else np.float32)
+
+    def _spaced(self, n):
+        "`n` times, as `timestep_spacing` says."
+        T, how = len(self), self.config.timestep_spacing
         if how == 'linspace': ts = np.linspace(0, T - 1, n).round()[::-1]
         elif how == 'leading': ts = (np.arange(n)*(T//n))[::-1] + self.config.steps_offset
         else: ts = np.round(T - np.arange(n)*(T/n)) - 1
-        self.num_inference_steps = n
-        self.timesteps = torch.from_numpy(ts.astype(np.int64).copy()).to(device)
-        self._next = dict(zip(self.timesteps.tolist(), self.timesteps.tolist()[1:] + [-1]))
+        return ts.astype(np.int64)
+
+    def _prepare(self, ts):
+        "Where a sampler works out its numbers for the times it will visit; it returns those at which to ask the model."
+        return ts
+
+    def _find(self, t):
+        "Which of the chosen times `t` is: the next in turn if it's that one, else wherever it stands."
+        if self._times is None: raise ValueError("no times to visit yet: call set_timesteps(n) before step")
+        if isinstance(t, torch.Tensor): t = t.item()
+        i = self._i
+        if i < len(self._times) and self._times[i] == t: return i
+        if t not in self._index: raise ValueError(f"time {t} is not among the {len(self._times)} times that set_timesteps chose")
+        return self._index[t]
 
     def previous_timestep(self, t:int) -> int:
         "The time that follows `t` in sampling; -1 after the last: the clean picture."
         if self.num_inference_steps is None: return t - 1
-        if t not in self._next: raise ValueError(f"time {t} is not among the {self.num_inference_steps} times that set_timesteps chose")
-        return self._next[t]
+        return (self._times + [-1])[self._find(t) + 1]
 
     def scale_model_input(self, sample, timestep=None): return sample
 
     # --- saved beside a model, as diffusers does ---
     @classmethod
-    def from_config(cls, config, **changes): return cls(**{k: v for k, v in {**config, **changes}.items() if not k.startswith('_')})
+    def from_config(cls, config, **changes):
+        "A scheduler with another's settings, as far as it has them, and `changes`. Raises `ValueError` if they change the noise in a way that none of ours knows."
+        for k in ('trained_betas', 'rescale_betas_zero_snr', 'use_exponential_sigmas', 'use_beta_sigmas', 'use_lu_lambdas', 'use_flow_sigmas'):
+            if config.get(k): raise ValueError(f"{cls.__name__} has no setting {k}, but the configuration sets it to {config[k]!r}")
+        known = inspect.signature(cls.__init__).parameters
+        return cls(**{**{k: v for k, v in config.items() if k in known}, **changes})
 
     def save_pretrained(self, folder):
         folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -150,19 +202,27 @@ class DDPMScheduler(Scheduler):
             raise ValueError(f"unknown variance_type {variance_type!r}: expected 'fixed_small' or 'fixed_large'")
         super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, clip_sample, clip_sample_range,
                          timestep_spacing, steps_offset, variance_type=variance_type)
+        self.set_timesteps(timesteps=range(num_train_timesteps - 1, -1, -1))     # before anything else is chosen: the whole chain
+        self.num_inference_steps = None
+
+    def _prepare(self, ts):
+        a, one = self.alphas_cumprod.numpy()[ts], np.float32(1)  # single precision, as diffusers computes
+        a_prev = np.append(a[1:], one)                           # after the last step: the clean picture
+        alpha = a/a_prev                                         # of the whole jump from one time to the next
+        beta = one - alpha
+        var = beta if self.config.variance_type == 'fixed_large' else np.maximum((one - a_prev)/(one - a)*beta, np.float32(1e-20))
+        self._table = self._rows(np.sqrt(a_prev)*beta/(one - a), np.sqrt(alpha)*(one - a_prev)/(one - a), np.sqrt(var)*(ts > 0), ts)
+        return ts
 
     def step(self, model_output, # the model's answer at `timestep`, shaped like `sample`
              timestep:int, sample, # x_t
              generator=None, # a `torch.Generator`, or one for each picture
              return_dict=True):
         "From x_t to the next time's x (Ho et al. 2020, eq. 7): `.prev_sample` and `.pred_original_sample`."
-        t = int(timestep)
-        x0, one = self.pred_original_sample(model_output, t, sample), np.float32(1)
-        prev, acp = self.previous_timestep(t), self.alphas_cumprod.numpy()
-        a, a_prev = acp[t], acp[prev] if prev >= 0 else one       # single precision, as the numbers in `alphas_cumprod` are
-        alpha = a/a_prev                                         # of the whole jump from prev to t
-        beta = one - alpha
-        x = float(np.sqrt(a_prev)*beta/(one - a))*x0 + float(np.sqrt(alpha)*(one - a_prev)/(one - a))*sample
-        var = beta if self.config.variance_type == 'fixed_large' else max((one - a_prev)/(one - a)*beta, np.float32(1e-20))
-        if t > 0: x = x + float(np.sqrt(var))*randn(sample.shape, generator, sample.device, sample.dtype)
-        return SchedulerOutput(x, x0) if return_dict else (x,)
+        i = self._find(timestep)
+        c0, ct, std, t = self._table[i]
+        x0 = self._guess(self._to_x0[t], model_output, sample)
+        x = (sample*ct).add_(x0, alpha=c0)
+        if std: x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
+        self._i = i + 1
+        return SchedulerOutput(x, x0) if return_dict else (x, x0)

@@ -1,5 +1,6 @@
 """Training and sampling by lesson 13, and the U-Net's classes and patches: what is promised, and what is refused."""
 import copy
+import json
 import pickle
 import pytest
 import torch
@@ -137,6 +138,15 @@ def test_saved_with_classes_and_patches_and_loaded_again(tmp_path):
         want = a(x, t, y)
         for m in (b, copy.deepcopy(a), pickle.loads(pickle.dumps(a))): assert torch.equal(m(x, t, y), want)
     assert (b.num_classes, b.patch_size, b.sample_size) == (3, 2, [8, 8])
+
+
+def test_a_model_saved_before_there_were_classes_still_loads(tmp_path):
+    a = awake(UNet(1, (16, 16), sample_size=[8, 8]))
+    a.save_pretrained(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps({k: v for k, v in config.items() if k not in ('num_classes', 'patch_size')}))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
+    with torch.no_grad(): assert torch.equal(UNet.from_pretrained(tmp_path)(x, t), a(x, t))
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)
