@@ -65,8 +65,8 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
     training = [m for m in modules if m.training]
     for m in training: m.training = False
     try:
-        for i, t in enumerate(scheduler.timesteps):
-            out = model(scheduler.scale_model_input(x, t), t.to(x.device).repeat(len(x)))
+        for i, (t, at) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(device))):
+            out = model(scheduler.scale_model_input(x, t), at.expand(len(x)))
             step = scheduler.step(out, t, x, **dice)
             x = step.prev_sample
             if callback: callback(i, t, x, getattr(step, 'pred_original_sample', None))
