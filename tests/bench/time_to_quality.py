@@ -10,33 +10,39 @@ import argparse
 import os
 import time
 import torch
-from miniai.cli import default_widths, make_eval
+from miniai.cli import default_unet, guided, make_eval
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.diffusion import diffusion_learner, sample
 from miniai.learner import TimeBudgetCB
-from miniai.schedulers import DDPMScheduler
+from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
+from miniai.weaker import WeakerSelfCB
 
 
 class Miniai:
-    "This library, as `miniai demo` uses it."
+    "This library, as `miniai demo` uses it, and without its guidance by the network's weaker self."
     name = 'miniai'
     def __init__(self, size, seed, budget=60., clock=time.perf_counter):
         set_seed(seed)
-        self.model, self.size = UNet(1, default_widths(size)), size
-        self.scheduler = DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
+        self.model, self.size, self.clock, self.ways = UNet(1, **default_unet(size)), size, clock, {'miniai': self.sample, 'miniai, unguided': self.plain}
+        self.scheduler = DPMSolverScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
 
     def n_params(self): return sum(p.numel() for p in self.model.parameters())
 
     def train(self, images, seconds):
         loader = TensorLoader(images, torch.zeros(len(images)), batch_size=64, shuffle=True)
         self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu')
-        self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds)], valid=False)
+        self.weaker = WeakerSelfCB(self.learn.ema)
+        self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.weaker], valid=False)
         return self.learn.n_steps*len(images)/len(loader)        # the last batch of an epoch is smaller
 
-    def sample(self, n, seed):
-        return sample(self.learn.ema.model, self.scheduler, (n, 1, self.size, self.size), 100, torch.Generator().manual_seed(seed))
+    def draw(self, model, n, seed, chunk=360):
+        dice = torch.Generator().manual_seed(seed)
+        return torch.cat([sample(model, self.scheduler, (min(chunk, n - i), 1, self.size, self.size), 12, dice) for i in range(0, n, chunk)]).clamp(-1, 1)
+
+    def sample(self, n, seed): return self.draw(guided(self.learn.ema.model, self.weaker.model), n, seed)
+    def plain(self, n, seed): return self.draw(self.learn.ema.model, n, seed)
 
 
 def main():
@@ -67,10 +73,11 @@ def main():
             peer = cls(size, args.seed, budget=seconds, clock=clock)
             if args.steps and cls is not Miniai: peer.steps = args.steps
             start = clock(); seen = peer.train(images, seconds); took = clock() - start
-            start = clock(); new = peer.sample(args.n, args.seed); drew = clock() - start
-            m = ev.measure(new)
-            kid = f"{1000*m['kid'][0]:.1f} +- {1000*m['kid'][1]:.1f}"
-            print(f"{cls.name:28}{peer.n_params():>11,}{took:>9.1f}{seen/took:>10,.0f}{m['fid_train']:>8.2f}{m['fid']:>9.2f}{m['fid_held_out']:>10.2f}{kid:>16}{m['copy']:>7.2f}{drew:>9.1f}s", flush=True)
+            for name, draw in getattr(peer, 'ways', {cls.name: peer.sample}).items():
+                start = clock(); new = draw(args.n, args.seed); drew = clock() - start
+                m = ev.measure(new)
+                kid = f"{1000*m['kid'][0]:.1f} +- {1000*m['kid'][1]:.1f}"
+                print(f"{name:28}{peer.n_params():>11,}{took:>9.1f}{seen/took:>10,.0f}{m['fid_train']:>8.2f}{m['fid']:>9.2f}{m['fid_held_out']:>10.2f}{kid:>16}{m['copy']:>7.2f}{drew:>9.1f}s", flush=True)
 
 
 if __name__ == '__main__': main()
