@@ -83,3 +83,8 @@ def test_step_counts_are_checked(n):
 def test_a_time_that_was_not_chosen_is_refused():
     s = DDPMScheduler(); s.set_timesteps(10)
     with pytest.raises(ValueError, match='not among'): s.step(torch.zeros(1, 1, 4, 4), 123, torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize('t', [-1, 1000])
+def test_a_guess_at_a_time_outside_the_schedule_is_refused(t):
+    with pytest.raises(ValueError, match='from 0 to 999'): DDPMScheduler().pred_original_sample(torch.zeros(1, 1, 4, 4), t, torch.zeros(1, 1, 4, 4))
