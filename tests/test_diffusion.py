@@ -62,9 +62,10 @@ def test_with_a_generator_each_the_batch_size_does_not_change_a_picture(model, m
     n = 7
     whole = sample(model, make(), (n, 1, 8, 8), 8, dice(range(n)))
     parts = torch.cat([sample(model, make(), (len(s), 1, 8, 8), 8, dice(s)) for s in torch.arange(n).split(batch)])
-    assert torch.allclose(whole, parts, atol=1e-4)
+    # other batch sizes round otherwise, and clipped guesses of a random network magnify that; other dice would differ by about 1
+    assert torch.allclose(whole, parts, atol=2e-3)
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
-    assert torch.allclose(sample(model, make(), (n, 1, 8, 8), 8, dice(order.tolist())), whole[order], atol=1e-4)
+    assert torch.allclose(sample(model, make(), (n, 1, 8, 8), 8, dice(order.tolist())), whole[order], atol=2e-3)
 
 
 def test_with_a_single_generator_it_does(model):
