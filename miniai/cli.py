@@ -152,7 +152,7 @@ tags: [vae, digits]
 Pictures of 3x32x32 in [-1, 1] to latents of 4x4x4 and back: 48 times fewer numbers. Lesson 10 of miniai explains it.
 `VAE.from_pretrained()` loads it; `vae.encode(x)*vae.scaling_factor` has unit deviation.
 
-- Data: `captioned_digits({data!r})`, {n_train:,} training pictures; held-out handwriting for all figures.
+- Data: `captioned_digits({data!r})`, {n_train:,} training pictures, {share:.0%} of them in random colours without a name; held-out handwriting for all figures.
 - Training: `{command}`
 - {steps:,} steps of {batch_size} pictures in {seconds:.0f} seconds ({cpu_seconds:.0f} processor seconds), {parameters:,} parameters, stored in half precision.
 
@@ -189,7 +189,8 @@ def train_vae(seconds:float=240., # of training
     train = pictures['train']
     batches = RandomBatches(train.x.to(device), train.attributes[:, 0].to(device), batch_size, every, torch.Generator().manual_seed(seed))
     kept = out/f"checkpoint-{Path(data).name}-{seed}{f'-{steps}' if steps else ''}"
-    cbs = [ProgressCB(plot=False), CheckpointCB(kept), RandomColoursCB(), *([MixedPrecisionCB()] if fast_bf16(device) else []), *([] if steps else [TimeBudgetCB(seconds)])]
+    colours = RandomColoursCB()
+    cbs = [ProgressCB(plot=False), CheckpointCB(kept), colours, *([MixedPrecisionCB()] if fast_bf16(device) else []), *([] if steps else [TimeBudgetCB(seconds)])]
     learn = autoencoder_learner(VAE(), DataLoaders(batches, None), VAELoss(), ema_decay=0.999, cbs=cbs, device=device)
     if kept.exists(): learn.load_checkpoint(kept); print(f"carrying on after {learn.resume['n_steps']:,} steps (to begin anew, remove {kept})", flush=True)
     clock = _Clock()
@@ -199,7 +200,7 @@ def train_vae(seconds:float=240., # of training
     print(f'{learn.n_steps:,} steps in {clock.wall:.0f} seconds; now the judge reads what comes back ...', flush=True)
     figures = vae_figures(vae, pictures, train_judge(source, device=device))
     figures |= dict(data=data, n_train=len(train), steps=learn.n_steps, batch_size=batch_size, seconds=clock.wall, cpu_seconds=clock.cpu,
-                    parameters=sum(p.numel() for p in vae.parameters()), seed=seed,
+                    parameters=sum(p.numel() for p in vae.parameters()), seed=seed, share=colours.share,
                     command=f"miniai train vae --data {data} --seed {seed} {f'--steps {steps}' if steps else f'--seconds {seconds:g}'}")
     with tempfile.TemporaryDirectory(dir=out) as d:
         copy.deepcopy(vae).half().save_pretrained(d)
