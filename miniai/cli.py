@@ -90,7 +90,7 @@ def make_eval(dls, ds, device):
 
 def guided(model, weak=None):
     "`model`, steered away from its weaker self but for where nearly all is noise."
-    return model if weak is None else AutoGuidance(model, weak, 2., interval=(0, 799))
+    return model if weak is None else AutoGuidance(model, weak, 1.75, interval=(0, 799))
 
 def demo(seconds:float=60., # of training
          data:str='digits', # as for `load_images`
