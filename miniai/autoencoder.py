@@ -271,7 +271,7 @@ class VAELoss:
 class RandomColoursCB(Callback):
     "Stretches (or flips) and moves the channels of a `share` of the training pictures at random: colours between and around those of the data."
     order = -70
-    def __init__(self, share:float=0.2, low:float=0.3, high:float=0.95): # how much of a channel's range is left
+    def __init__(self, share:float=0.4, low:float=0.5, high:float=0.95): # how much of a channel's range is left
         if not 0 <= share <= 1 or not 0 < low <= high < 1: raise ValueError(f"expected a share from 0 to 1 and 0 < low <= high < 1, not share={share}, low={low}, high={high}")
         self.share, self.low, self.high = share, low, high
     def before_batch(self, learn):
