@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from .data import import_torchvision
-from .learner import Callback, DeviceCB, Learner, MetricsCB, ScheduleCB, accuracy
+from .learner import Callback, DeviceCB, Learner, MetricsCB, ScheduleCB, accuracy, modes_kept
 
 # %% ../nbs/09_classifier.ipynb #c008
 def conv_block(c_in, c_out, stride=1):
@@ -114,8 +114,6 @@ def predict_tta(model:nn.Module, # pictures -> scores
                 batch_size:int=512
                ) -> torch.Tensor: # `(n, n_classes)` probabilities
     "The mean of the model's probabilities over views of each picture, in eval mode; the model is left in the mode it was in."
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try: return torch.cat([torch.stack([model(v).softmax(1) for v in views(o)]).mean(0) for o in x.split(batch_size)])
-    finally:
-        for m, training in modes.items(): m.training = training
+    with modes_kept(model):
+        model.eval()
+        return torch.cat([torch.stack([model(v).softmax(1) for v in views(o)]).mean(0) for o in x.split(batch_size)])

@@ -8,10 +8,11 @@ __all__ = ['stratified_times', 'DiffusionCB', 'sample', 'diffusion_learner']
 # %% ../nbs/13_ddpm.ipynb #c002
 import inspect
 import torch
+from contextlib import nullcontext
 from functools import partial
 from torch import nn
 from torch.nn import functional as F
-from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB
+from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB, modes_kept
 from .schedulers import randn
 from .tensors import default_device
 
@@ -53,8 +54,8 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
            callback=None # called after each step as `callback(i, t, x, x0)`, x0 being the present guess
           ) -> torch.Tensor: # `(n, c, h, w)`, about in [-1, 1]
     "Draw pictures: from noise, step by step along the scheduler's times (Ho et al. 2020, algorithm 2)."
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    weight = next(model.parameters(), None) if modules else None
+    is_module = isinstance(model, nn.Module)
+    weight = next(model.parameters(), None) if is_module else None
     device = weight.device if weight is not None else getattr(shape_or_x, 'device', None) or default_device()
     _check_start(shape_or_x, generator)
     # not every scheduler of diffusers takes dice, or says what it guesses at
@@ -62,16 +63,13 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
     scheduler.set_timesteps(num_inference_steps)
     if isinstance(shape_or_x, torch.Tensor): x = shape_or_x.to(device)
     else: x = randn(shape_or_x, generator, device)*scheduler.init_noise_sigma
-    training = [m for m in modules if m.training]
-    for m in training: m.training = False
-    try:
+    with modes_kept(model) if is_module else nullcontext():
+        if is_module: model.eval()
         for i, (t, at) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(device))):
             out = model(scheduler.scale_model_input(x, t), at.expand(len(x)))
             step = scheduler.step(out, t, x, **dice)
             x = step.prev_sample
             if callback: callback(i, t, x, getattr(step, 'pred_original_sample', None))
-    finally:
-        for m in training: m.training = True
     return x
 
 def _check_start(shape_or_x, generator):

@@ -10,7 +10,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-from .learner import Callback
+from .learner import Callback, modes_kept
 
 # %% ../nbs/08_init.ipynb #c006
 class Hooks:
@@ -133,11 +133,7 @@ def lsuv(model:nn.Module,
         m.weight /= sigma
         if m.bias is not None: m.bias.sub_(mu).div_(sigma)
         return (output - mu)/sigma
-    modes = {m: m.training for m in model.modules()}
-    try:
-        with Hooks(layers, correct): model.eval()(x)
-    finally:
-        for m, training in modes.items(): m.training = training
+    with modes_kept(model), Hooks(layers, correct): model.eval()(x)
     return model
 
 # %% ../nbs/08_init.ipynb #c029

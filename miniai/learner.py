@@ -6,7 +6,7 @@
 __all__ = ['SCOPES', 'STEPS', 'EVENTS', 'CANCELS', 'FORMAT', 'CancelFit', 'CancelEpoch', 'CancelBatch', 'Callback',
            'check_callbacks', 'describe', 'TrainCB', 'Loop', 'Learner', 'DeviceCB', 'MetricsCB', 'accuracy',
            'ProgressCB', 'warmup_cosine', 'ScheduleCB', 'TimeBudgetCB', 'NaNStopCB', 'GradClipCB', 'EMACB', 'get_rng',
-           'set_rng', 'untouched', 'first_batch', 'Summary', 'save_state', 'load_state']
+           'set_rng', 'modes_kept', 'untouched', 'first_batch', 'Summary', 'save_state', 'load_state']
 
 # %% ../nbs/07_learner.ipynb #c002
 import copy, difflib, hashlib, json, math, os, random, shutil, sys, time
@@ -506,16 +506,24 @@ def set_rng(dls, state:dict):
     if torch.backends.mps.is_available() and 'mps' in state: torch.mps.set_rng_state(state['mps'])
 
 @contextmanager
+def modes_kept(model):
+    "Whatever happens inside: each module of `model` is afterwards in training or evaluation mode as it was."
+    modes = [(m, m.training) for m in model.modules()]
+    try: yield
+    finally:
+        for m, mode in modes: m.training = mode
+
+@contextmanager
 def untouched(learn):
     "Whatever happens inside: weights, buffers, training modes, callbacks and random numbers are afterwards as they were."
     tensors = [*learn.model.parameters(), *learn.model.buffers()]
-    kept, modes = [t.detach().clone() for t in tensors], [(m, m.training) for m in learn.model.modules()]
+    kept = [t.detach().clone() for t in tensors]
     cbs, rng = [(cb, dict(vars(cb))) for cb in learn.cbs], get_rng(learn.dls)
-    try: yield
+    try:
+        with modes_kept(learn.model): yield
     finally:
         with torch.no_grad():
             for t, k in zip(tensors, kept): t.copy_(k)
-        for m, mode in modes: m.training = mode
         for cb, attrs in cbs: vars(cb).clear(); vars(cb).update(attrs)
         set_rng(learn.dls, rng)
 

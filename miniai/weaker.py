@@ -6,9 +6,10 @@
 __all__ = ['WeakerSelfCB', 'AutoGuidance']
 
 # %% ../nbs/16_weaker.ipynb #c002
-import copy, math
+import copy
 import torch
 from torch import nn
+from .guidance import check_guiding, guided_at
 from .learner import Callback
 
 # %% ../nbs/16_weaker.ipynb #c007
@@ -36,14 +37,13 @@ class AutoGuidance(nn.Module):
                  interval=None): # (lowest, highest) time at which to guide; at others, model alone. None: always
         super().__init__()
         if not (callable(model) and callable(weak)): raise TypeError(f"expected two models (x, t), not a {type(model).__name__} and a {type(weak).__name__}")
-        if not math.isfinite(scale): raise ValueError(f"scale is {scale}, expected a finite number")
-        if interval is not None and not interval[0] <= interval[1]: raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
+        check_guiding(scale, interval)
         self.model, self.weak, self.scale, self.interval = model, weak, scale, interval
         self.train(getattr(model, 'training', False))          # wrapping leaves the models in their mode
 
     def forward(self, x, t, *context):
         good = self.model(x, t, *context)
-        guided = torch.ones_like(t, dtype=torch.bool) if self.interval is None else (t >= self.interval[0]) & (t <= self.interval[1])
+        guided = guided_at(t, self.interval)
         if self.scale == 1 or not guided.any(): return good
         weak = self.weak(x, t, *context)
         if weak.shape != good.shape: raise ValueError(f"the weak model answers {tuple(weak.shape)}, the model {tuple(good.shape)}: they must predict the same thing")

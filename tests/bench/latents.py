@@ -15,20 +15,11 @@ from miniai.autoencoder import VAE, RandomBatches, encode_all
 from miniai.data import DataLoaders, captioned_digits
 from miniai.diffusion import diffusion_learner, sample
 from miniai.judge import ink_map, train_judge
-from miniai.learner import Callback, CancelFit
+from miniai.learner import TimeBudgetCB
 from miniai.metrics import ImageEval
 from miniai.schedulers import DDPMScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
-
-
-class Budget(Callback):
-    "Ends the fit when the clock has run for `seconds`; `pct` follows it."
-    order = -10
-    def __init__(self, clock, start, seconds): self.clock, self.start, self.seconds = clock, start, seconds
-    def after_batch(self, learn): learn.total_steps = learn.n_steps*self.seconds/(self.clock() - self.start)
-    def before_batch(self, learn):
-        if learn.n_steps and learn.pct >= 1: raise CancelFit
 
 
 def run(name, x, widths, vae, scheduler, args, clock):
@@ -38,7 +29,8 @@ def run(name, x, widths, vae, scheduler, args, clock):
     z = x if vae is None else encode_all(vae, x)*vae.scaling_factor
     net = UNet(z.shape[1], widths)
     batches = RandomBatches(z, torch.zeros(len(z)), args.batch_size, 10**6, torch.Generator().manual_seed(args.seed))
-    learn = diffusion_learner(net, DataLoaders(batches, None), scheduler, cbs=[Budget(clock, start, args.seconds)], device='cpu').fit(1, valid=False)
+    budget = TimeBudgetCB(args.seconds - (clock() - start), clock)          # what the encoding has left of it
+    learn = diffusion_learner(net, DataLoaders(batches, None), scheduler, cbs=[budget], device='cpu').fit(1, valid=False)
     took, start = clock() - start, clock()
     parts = []
     for i in range(0, args.n, 100):
