@@ -171,19 +171,19 @@ def orthogonalize(g:torch.Tensor, # `(rows, columns)`
     return (x.T if g.shape[0] > g.shape[1] else x).float()
 
 def fast_bf16(device) -> bool:
-    "Whether `device` multiplies in bfloat16 faster than in float32."
+    "Whether `device` multiplies large matrices in bfloat16 faster than in float32."
     if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported()
     # names that begin with an underscore may go; then float32 will do
     return torch.device(device).type == 'cpu' and any(getattr(torch.cpu, f, bool)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 class Muon(torch.optim.Optimizer):
-    "Orthogonal steps for matrices and kernels that are at least 32 by 32 (Jordan et al. 2024), Adam's for everything else (Kingma & Ba 2015)."
+    "Orthogonal steps for matrices and kernels that are at least 16 by 16 (Jordan et al. 2024), Adam's for everything else (Kingma & Ba 2015)."
     def __init__(self, params, lr:float=3e-3, # of Adam
                  ratio:float=8., # the matrices' learning rate is so many times as large
                  momentum:float=0.9, betas=(0.9, 0.99), eps:float=1e-8):
         if lr <= 0 or ratio <= 0: raise ValueError(f"lr is {lr} and ratio {ratio}, expected both to be more than 0")
         params = list(params)
-        big = [p for p in params if p.ndim > 1 and min(p.shape[:2]) >= 32]
+        big = [p for p in params if p.ndim > 1 and min(p.shape[:2]) >= 16]
         small = [p for p in params if not any(p is q for q in big)]
         groups = [dict(params=ps, lr=lr*r, matrices=m) for ps, r, m in ((big, ratio, True), (small, 1., False)) if ps]
         super().__init__(groups, dict(momentum=momentum, betas=betas, eps=eps))
@@ -198,7 +198,9 @@ class Muon(torch.optim.Optimizer):
         if not state: state['mean'] = torch.zeros_like(p)
         state['mean'].lerp_(p.grad, 1 - group['momentum'])
         ahead = p.grad.lerp(state['mean'], group['momentum']).flatten(1)           # Nesterov's look ahead
-        step = orthogonalize(ahead, dtype=torch.bfloat16 if fast_bf16(p.device) else None)
+        # on a processor it takes a hundred rows to make up for the conversion
+        half = fast_bf16(p.device) and (p.device.type != 'cpu' or min(ahead.shape) > 96)
+        step = orthogonalize(ahead, dtype=torch.bfloat16 if half else None)
         p.sub_(step.view_as(p), alpha=group['lr']*max(1, ahead.shape[0]/ahead.shape[1])**0.5)
 
     def _adam(self, p, state, group):

@@ -84,11 +84,11 @@ def _check_start(shape_or_x, generator):
 # %% ../nbs/13_ddpm.ipynb #c015
 def diffusion_learner(model, dls, scheduler, # what to train, on which pictures, with which noise
                       lr:float=4e-3, ema_decay:float=0.999, cbs=(), device=None,
-                      cond_drop:float=None # None: the model isn't told the labels; else as for `DiffusionCB`
+                      cond_drop:float=None, # None: the model isn't told the labels; else as for `DiffusionCB`
+                      opt_func=partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True) # (parameters, lr) -> optimiser
                      ) -> Learner:
     "A `Learner` that trains a noise predictor by this course's recipe. Sample from `learn.ema.model`, the average of the weights."
     ema = EMACB(ema_decay)
-    opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     learn = Learner(model, dls, F.mse_loss, lr, [DeviceCB(device), DiffusionCB(scheduler, cond_drop), ema, GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs], opt_func)
     learn.ema = ema
     return learn

@@ -122,16 +122,18 @@ class Diffusers(Peer):
 
 class DenoisingDiffusionPytorch(Peer):
     """`Unet` + `GaussianDiffusion`, as its Trainer: v prediction, sigmoid betas, Adam with betas (0.9, 0.99), gradient
-    clip 1, EMA 0.995, its own DDIM (eta 1). Changed for the size: width, multipliers, larger lr and batch. Changed for the
-    short run: the EMA follows every step (every 10th, its Trainer's habit, more than doubled the FID) and the lr, constant
-    in the Trainer, decays."""
+    clip 1, EMA 0.995, its own DDIM (eta 1). Changed for the size: width, multipliers, larger lr and batch; above 8x8 fewer
+    and narrower attention heads, which it has at every level: 2.2 times as many pictures a second. Changed for the short
+    run: the EMA follows every step (every 10th, its Trainer's habit, more than doubled the FID) and the lr, constant in
+    the Trainer, decays."""
     name = 'denoising-diffusion-pytorch'
     lr, batch_size, dim, mults, head_dim, heads, steps = 4e-3, 64, 16, (1, 2), 32, 4, 50
     betas, eta = 'sigmoid', 1.
 
     def build(self):
         mults = self.mults if self.size <= 8 else (*self.mults, self.mults[-1])
-        unet = Unet(dim=self.dim, dim_mults=mults, channels=1, attn_dim_head=self.head_dim, attn_heads=self.heads)
+        head_dim, heads = (self.head_dim, self.heads) if self.size <= 8 else (16, 2)
+        unet = Unet(dim=self.dim, dim_mults=mults, channels=1, attn_dim_head=head_dim, attn_heads=heads)
         model = GaussianDiffusion(unet, image_size=self.size, timesteps=1000, sampling_timesteps=self.steps,
             beta_schedule=self.betas, ddim_sampling_eta=self.eta, auto_normalize=False)
         self.opt = torch.optim.Adam(model.parameters(), lr=self.lr, betas=(0.9, 0.99), fused=True)

@@ -10,7 +10,7 @@ import argparse
 import os
 import time
 import torch
-from miniai.cli import default_unet, guided, make_eval
+from miniai.cli import guided, make_eval, recipe
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.diffusion import diffusion_learner, sample
 from miniai.learner import TimeBudgetCB
@@ -22,24 +22,25 @@ from miniai.weaker import WeakerSelfCB
 
 class Miniai:
     "This library, as `miniai demo` uses it, and without its guidance by the network's weaker self."
-    name = 'miniai'
+    name, adamw = 'miniai', False
     def __init__(self, size, seed, budget=60., clock=time.perf_counter):
         set_seed(seed)
-        self.model, self.size, self.clock, self.ways = UNet(1, **default_unet(size)), size, clock, {'miniai': self.sample, 'miniai, unguided': self.plain}
+        self.model = UNet(1, **recipe(size)['unet'], sample_size=[size, size])
+        self.size, self.clock, self.ways = size, clock, {'miniai': self.sample, 'miniai, unguided': self.plain}
         self.scheduler = DPMSolverScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
 
     def n_params(self): return sum(p.numel() for p in self.model.parameters())
 
     def train(self, images, seconds):
         loader = TensorLoader(images, torch.zeros(len(images)), batch_size=64, shuffle=True)
-        self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu')
+        self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu', **{} if self.adamw else recipe(self.size)['learner'])
         self.weaker = WeakerSelfCB(self.learn.ema)
         self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.weaker], valid=False)
         return self.learn.n_steps*len(images)/len(loader)        # the last batch of an epoch is smaller
 
     def draw(self, model, n, seed, chunk=360):
         dice = torch.Generator().manual_seed(seed)
-        return torch.cat([sample(model, self.scheduler, (min(chunk, n - i), 1, self.size, self.size), 12, dice) for i in range(0, n, chunk)]).clamp(-1, 1)
+        return torch.cat([sample(model, self.scheduler, (min(chunk, n - i), 1, self.size, self.size), recipe(self.size)['steps'], dice) for i in range(0, n, chunk)]).clamp(-1, 1)
 
     def sample(self, n, seed): return self.draw(guided(self.learn.ema.model, self.weaker.model), n, seed)
     def plain(self, n, seed): return self.draw(self.learn.ema.model, n, seed)
@@ -54,6 +55,7 @@ def main():
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--steps', type=int, help="the peers' sampling steps, instead of the 50 to 150 that suit each: for larger pictures")
     p.add_argument('--cpu-seconds', action='store_true', help="count the seconds in which this process had a core, not the clock's: for a busy machine, with one thread")
+    p.add_argument('--adamw', action='store_true', help='train miniai with AdamW at any size, to see what Muon is worth at the larger ones')
     args = p.parse_args()
     from peers import PEERS
     if args.cpu_seconds and torch.get_num_threads() > 1: p.error('--cpu-seconds counts the seconds of all threads together: set OMP_NUM_THREADS=1')
@@ -71,7 +73,8 @@ def main():
         for cls in (Miniai, *PEERS):
             if args.only and cls.name not in args.only: continue
             peer = cls(size, args.seed, budget=seconds, clock=clock)
-            if args.steps and cls is not Miniai: peer.steps = args.steps
+            if cls is Miniai: peer.adamw = args.adamw
+            elif args.steps: peer.steps = args.steps
             start = clock(); seen = peer.train(images, seconds); took = clock() - start
             for name, draw in getattr(peer, 'ways', {cls.name: peer.sample}).items():
                 start = clock(); new = draw(args.n, args.seed); drew = clock() - start
