@@ -68,7 +68,7 @@ def main():
         values, start = [], time.process_time()
         for seed in args.seeds:
             x = sample(model, scheduler, (args.n, 1, 8, 8), times, torch.Generator().manual_seed(seed))
-            values.append(fid(ev._see(x), ev.f_train))
+            with torch.no_grad(): values.append(fid(ev.features(x).double(), ev.f_train))
         return sum(values)/len(values), (time.process_time() - start)/len(args.seeds)
 
     rows = [c for c in contestants() if not args.only or c[0] in args.only]
