@@ -5,7 +5,7 @@
 Times are CPU seconds of this process with one thread. A U-Net call's seconds differ by a tenth from run to run, so the calls are timed
 where they happen, inside `sample`: what is left of its seconds is the overhead. `loop` is `sample` with a scheduler that does nothing,
 `sample` is with DDPM; medians. Steps, ours and diffusers', take turns. `noise` is what drawing the noise of a step costs by itself:
-the same dice must fall in both libraries, so no step that needs them can cost less.
+the same dice must fall in both libraries, so no step that needs them can cost less, and `besides` compares what both do besides.
 Goals: `sample` at most 3% over the bare calls; a step at most a third of diffusers' own.
 """
 import argparse
@@ -90,14 +90,14 @@ def main():
     print(f"one thread, U-Net of {sum(q.numel() for q in UNet().parameters()):,} parameters, pictures {a.size}x{a.size}\n")
     print(f"{'batch':>6}{'a bare call, ms':>16}{'loop':>12}{'sample':>12}")
     for batch in a.batch: loops(batch, a.size, a.calls, a.repeats)
-    print(f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}{'noise, us':>11}")
+    print(f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}{'noise, us':>11}{'besides':>9}")
     for module, name, their_name, calls in STEPS:
         try: ours = getattr(importlib.import_module(f'miniai.{module}'), name)
         except (ImportError, AttributeError): print(f"{name:26} skipped: miniai.{module} has none here"); continue
         theirs = getattr(diffusers, their_name)
         for batch in a.batch:
             us, them, noise, ratio = steps(ours(**COMMON), theirs(**COMMON), batch, a.size, calls, a.repeats, name in RANDOM)
-            print(f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{f'{noise:.0f}' if name in RANDOM else '-':>11}", flush=True)
+            print(f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{f'{noise:.0f}' if name in RANDOM else '-':>11}{f'{(us - noise)/(them - noise):.2f}' if name in RANDOM else '-':>9}", flush=True)
 
 
 if __name__ == '__main__': main()
