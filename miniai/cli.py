@@ -72,7 +72,7 @@ def recipe(size:int) -> dict: # of settings: 'unet' for `UNet`, 'learner' for `d
     patch = 2 if size >= 16 and size % 2 == 0 else 1
     widths = default_widths(size//patch)
     if size//patch < 12 or patch == 1: return dict(unet=dict(widths=widths, patch_size=patch), learner={}, guidance=dict(scale=1.75, interval=(0, 799)), steps=12)
-    return dict(unet=dict(widths=(24, 48, 48)[:len(widths)], patch_size=patch), learner=dict(opt_func=Muon), guidance=dict(scale=2.5), steps=20)
+    return dict(unet=dict(widths=[(32,), (24, 48), (24, 48, 48)][len(widths) - 1], patch_size=patch), learner=dict(opt_func=Muon), guidance=dict(scale=2.5), steps=20)
 
 # %% ../nbs/24_cli.ipynb #c011
 def pick_device(name=None) -> torch.device:
