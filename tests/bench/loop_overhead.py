@@ -97,7 +97,8 @@ def main():
         theirs = getattr(diffusers, their_name)
         for batch in a.batch:
             us, them, noise, ratio = steps(ours(**COMMON), theirs(**COMMON), batch, a.size, calls, a.repeats, name in RANDOM)
-            print(f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{f'{noise:.0f}' if name in RANDOM else '-':>11}{f'{(us - noise)/(them - noise):.2f}' if name in RANDOM else '-':>9}", flush=True)
+            dice, besides = (f'{noise:.0f}', f'{(us - noise)/(them - noise):.2f}') if name in RANDOM else '--'
+            print(f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{dice:>11}{besides:>9}", flush=True)
 
 
 if __name__ == '__main__': main()

@@ -22,10 +22,11 @@ from miniai.weaker import WeakerSelfCB
 
 class Miniai:
     "This library, as `miniai demo` uses it, and without its guidance by the network's weaker self."
-    name, adamw = 'miniai', False
+    name = 'miniai'
     def __init__(self, size, seed, budget=60., clock=time.perf_counter):
         set_seed(seed)
-        self.model = UNet(1, **recipe(size)['unet'], sample_size=[size, size])
+        self.suited = recipe(size)
+        self.model = UNet(1, **self.suited['unet'], sample_size=[size, size])
         self.size, self.clock, self.ways = size, clock, {'miniai': self.sample, 'miniai, unguided': self.plain}
         self.scheduler = DPMSolverScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
 
@@ -33,14 +34,14 @@ class Miniai:
 
     def train(self, images, seconds):
         loader = TensorLoader(images, torch.zeros(len(images)), batch_size=64, shuffle=True)
-        self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu', **{} if self.adamw else recipe(self.size)['learner'])
+        self.learn = diffusion_learner(self.model, DataLoaders(loader, None), self.scheduler, device='cpu', **self.suited['learner'])
         self.weaker = WeakerSelfCB(self.learn.ema)
         self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.weaker], valid=False)
         return self.learn.n_steps*len(images)/len(loader)        # the last batch of an epoch is smaller
 
     def draw(self, model, n, seed, chunk=360):
         dice = torch.Generator().manual_seed(seed)
-        return torch.cat([sample(model, self.scheduler, (min(chunk, n - i), 1, self.size, self.size), recipe(self.size)['steps'], dice) for i in range(0, n, chunk)]).clamp(-1, 1)
+        return torch.cat([sample(model, self.scheduler, (min(chunk, n - i), 1, self.size, self.size), self.suited['steps'], dice) for i in range(0, n, chunk)]).clamp(-1, 1)
 
     def sample(self, n, seed): return self.draw(guided(self.learn.ema.model, self.weaker.model), n, seed)
     def plain(self, n, seed): return self.draw(self.learn.ema.model, n, seed)
@@ -73,8 +74,8 @@ def main():
         for cls in (Miniai, *PEERS):
             if args.only and cls.name not in args.only: continue
             peer = cls(size, args.seed, budget=seconds, clock=clock)
-            if cls is Miniai: peer.adamw = args.adamw
-            elif args.steps: peer.steps = args.steps
+            if args.adamw and cls is Miniai: peer.suited['learner'] = {}
+            if args.steps and cls is not Miniai: peer.steps = args.steps
             start = clock(); seen = peer.train(images, seconds); took = clock() - start
             for name, draw in getattr(peer, 'ways', {cls.name: peer.sample}).items():
                 start = clock(); new = draw(args.n, args.seed); drew = clock() - start
