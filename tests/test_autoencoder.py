@@ -253,7 +253,7 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
 def quick(monkeypatch):
     "`train_vae` with few pictures and without the half minute of its judge."
     from miniai import cli
-    from miniai.judge import CaptionJudge
+    from miniai.captions import CaptionJudge
     monkeypatch.setattr(cli, 'captioned_digits', lambda source=None: captioned_digits(source, n_train=300, n_test=50))
     monkeypatch.setattr(cli, 'train_judge', lambda source=None, device=None: CaptionJudge().eval())
     monkeypatch.setattr(cli, 'VAE', lambda: A.VAE(widths=(8, 32), n_blocks=(1, 1)))

@@ -5,7 +5,7 @@ import pytest
 from miniai.unet import UNet
 
 BENCH = Path(__file__).parent/'bench'
-SMALL = dict(calculus='--sides 4 --repeats 1', einsum='--repeat 1', meanshift='--points 1500 --dims 2 --methods ours "ours, exact" --repeat 1',
+SMALL = dict(autograd='--sides 4 --repeats 1', einsum='--repeat 1', meanshift='--points 1500 --dims 2 --methods ours "ours, exact" --repeat 1',
              learner_overhead='--seconds 0.001 --pairs 2 --only-loops', loop_overhead='--batch 4 --calls 2 --repeats 1', unet_speed='--batch 2 --n 1',
              classifier='--epochs 1 --seeds 0 --threads 1 --plain', samplers='--model MODEL --calls 5 --n 80 --no-1000',
              latents='--seconds 1 --n 20 --pictures 300 --steps 2', captioned='--n-train 600', time_to_quality='--seconds 1 --n 80 --only miniai')

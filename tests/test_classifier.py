@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from miniai.classifier import AugmentCB, Classifier, RandomAffines, affine, predict_tta, random_affine, train_classifier, tta_views
 from miniai.data import DataLoaders, TensorLoader, import_torchvision, load_digits
 from miniai.learner import Callback, Learner
-from miniai.magic import Critic, DissolveCB, backprop_slope, climb, dissolve, nudged_slope
+from miniai.score import Critic, DissolveCB, backprop_slope, climb, dissolve, nudged_slope
 from miniai.tensors import set_seed
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)

@@ -1,4 +1,4 @@
-"""Training and sampling by lesson 13, and the U-Net's classes and patches: what is promised, and what is refused."""
+"""Training and sampling by lesson 23, and the U-Net's classes and patches: what is promised, and what is refused."""
 import copy
 import json
 import pickle

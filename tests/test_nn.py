@@ -1,11 +1,11 @@
-"The parts of lesson 05 against PyTorch's, one by one; and what they refuse."
+"The parts of lesson 06 against PyTorch's, one by one; and what they refuse."
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
-from miniai.calculus import Tensor
+from miniai.autograd import Tensor
 from miniai.nn import (Adam, BatchSampler, DataLoader, Dataset, Linear, Module, Optimizer, Parameter, RandomSampler, ReLU, RMSProp, SGD,
                        SequentialSampler, Sequential, accuracy, cross_entropy, log_softmax, mse_loss)
 from miniai.tensors import set_seed

@@ -9,7 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import time
 import torch
 from miniai.data import DataLoaders, captioned_digits
-from miniai.judge import train_judge
+from miniai.captions import train_judge
 
 
 def seconds(f):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from miniai.autoencoder import VAE, RandomBatches, encode_all
 from miniai.data import DataLoaders, captioned_digits
 from miniai.diffusion import diffusion_learner, sample
-from miniai.judge import ink_map, train_judge
+from miniai.captions import ink_map, train_judge
 from miniai.learner import TimeBudgetCB
 from miniai.metrics import ImageEval
 from miniai.schedulers import DDPMScheduler

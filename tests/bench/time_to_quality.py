@@ -17,7 +17,7 @@ from miniai.learner import TimeBudgetCB
 from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
-from miniai.weaker import WeakerSelfCB
+from miniai.autoguidance import WeakerSelfCB
 
 
 class Miniai:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from miniai.data import ATTRIBUTES, COLOURS, captioned_digits, colour, slant_of
-from miniai.judge import CaptionJudge, between, firm, ink_map, measure_colours, name_colours, shaken, stroke_width, train_judge
+from miniai.captions import CaptionJudge, between, firm, ink_map, measure_colours, name_colours, shaken, stroke_width, train_judge
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 from miniai.data import DataLoaders, TensorLoader
-from miniai.init import ActivationStats, BatchNorm, Hooks, ResBlock, fan_in, init_kaiming, kaiming_normal, lsuv
+from miniai.activations import ActivationStats, BatchNorm, Hooks, ResBlock, fan_in, init_kaiming, kaiming_normal, lsuv
 from miniai.learner import EVENTS, Callback, CancelFit, EMACB, Learner
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)

@@ -1,9 +1,9 @@
-"The autograd of lesson 04 against PyTorch and against finite differences, on random graphs; and what it refuses."
+"The autograd of lesson 05 against PyTorch and against finite differences, on random graphs; and what it refuses."
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
-from miniai.calculus import Tensor, derivative, finite_difference, unbroadcast
+from miniai.autograd import Tensor, derivative, finite_difference, unbroadcast
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)
 

@@ -1,14 +1,14 @@
 """The slope of a judge for every pixel of a picture: by nudging each pixel, and by walking back once; PyTorch's beside ours.
 
-    python tests/bench/calculus.py --sides 8 28 64 --repeats 5
+    python tests/bench/autograd.py --sides 8 28 64 --repeats 5
 
-The judge is the one of lesson 04 (squared distances to ten averages, log-softmax). Prints a table of calls, seconds (best of
+The judge is the one of lesson 05 (squared distances to ten averages, log-softmax). Prints a table of calls, seconds (best of
 `repeats`; nudging once) and their ratio. The slopes are compared before the times are.
 """
 import argparse, time
 import numpy as np
 import torch
-from miniai.calculus import Tensor, finite_difference
+from miniai.autograd import Tensor, finite_difference
 
 def best(f, repeats):
     "Seconds of the fastest of `repeats` runs, and the last result."

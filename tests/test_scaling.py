@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler as S
 from miniai.data import DataLoaders, TensorLoader
 from miniai.learner import EVENTS, Callback, CancelFit, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB, accuracy, load_state
 from miniai.tensors import set_seed
-from miniai.training import (AccelerateCB, AccumulateCB, CheckpointCB, MixedPrecisionCB, MomentumCB, RecorderCB, SchedulerCB, _Shard,
+from miniai.scaling import (AccelerateCB, AccumulateCB, CheckpointCB, MixedPrecisionCB, MomentumCB, RecorderCB, SchedulerCB, _Shard,
                              cosine, lr_find, one_cycle, overfit_one_batch, smoothed)
 
 CPU = torch.device('cpu')
