@@ -7,9 +7,11 @@ __all__ = ['Hooks', 'fan_in', 'kaiming_normal', 'init_kaiming', 'ActivationStats
 
 # %% ../nbs/14_activations.ipynb #c002
 import math
+
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+
 from .learner import Callback, modes_kept
 
 # %% ../nbs/14_activations.ipynb #c006
@@ -19,21 +21,25 @@ class Hooks:
     def __init__(self, modules, func):
         self.modules, self.func, self.handles = list(modules), func, []
         for m in self.modules:
-            if not isinstance(m, nn.Module): raise TypeError(f"hooks go on modules, but got a {type(m).__name__}; for all of a model's use model.modules()")
+            if not isinstance(m, nn.Module):
+                raise TypeError(f"hooks go on modules, but got a {type(m).__name__}; for all of a model's use model.modules()")
     def __enter__(self):
-        if self.handles: raise RuntimeError("these hooks are in place already: leave the first `with` block, or make another Hooks")
+        if self.handles:
+            raise RuntimeError("these hooks are in place already: leave the first `with` block, or make another Hooks")
         for i, m in enumerate(self.modules):
             self.handles.append(m.register_forward_hook(lambda m, inputs, output, i=i: self.func(i, m, inputs, output)))
         return self
     def remove(self):
-        while self.handles: self.handles.pop().remove()
+        while self.handles:
+            self.handles.pop().remove()
     def __exit__(self, *failure): self.remove()
 
 # %% ../nbs/14_activations.ipynb #c011
 def fan_in(weight # of a linear layer `(out, in)` or a convolution `(out, in, ...)`
           ) -> int:
     "How many products are summed for each output. Raises `ValueError` for a vector, which belongs to no such layer."
-    if weight.ndim < 2: raise ValueError(f"a weight has 2 dimensions or more, (out, in, ...), but this has shape {tuple(weight.shape)}")
+    if weight.ndim < 2:
+        raise ValueError(f"a weight has 2 dimensions or more, (out, in, ...), but this has shape {tuple(weight.shape)}")
     return weight[0].numel()
 
 @torch.no_grad()
@@ -49,7 +55,8 @@ def init_kaiming(model:nn.Module, a:float=0., generator:torch.Generator=None) ->
     for m in model.modules():
         if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             kaiming_normal(m.weight, a, generator)
-            if m.bias is not None: m.bias.zero_()
+            if m.bias is not None:
+                m.bias.zero_()
     return model
 
 # %% ../nbs/14_activations.ipynb #c015
@@ -61,7 +68,8 @@ class ActivationStats(Callback):
                  every:int=1, # steps between records
                  bins:int=40, top:float=5. # histogram of the absolute values, from 0 to `top`; larger ones count in the last bin
                 ):
-        if every < 1 or bins < 1 or not top > 0: raise ValueError(f"every, bins and top must be above 0, but are {every}, {bins} and {top}")
+        if every < 1 or bins < 1 or not top > 0:
+            raise ValueError(f"every, bins and top must be above 0, but are {every}, {bins} and {top}")
         self.kinds, self.every, self.bins, self.top, self.hooks = kinds, every, bins, top, None
     def before_fit(self, learn):
         layers = {k: m for k, m in learn.model.named_modules() if isinstance(m, self.kinds)}
@@ -72,21 +80,25 @@ class ActivationStats(Callback):
         self.hooks = Hooks(layers.values(), self.record).__enter__()
     def before_batch(self, learn):
         self.on = learn.training and learn.n_steps % self.every == 0
-        if self.on: self.rows.append([None]*len(self.names))
+        if self.on:
+            self.rows.append([None]*len(self.names))
     def after_predict(self, learn): self.on = False
     @torch.no_grad()
     def record(self, i, module, inputs, output):
-        if not self.on: return
+        if not self.on:
+            return
         a = output.detach().float()
         units = a.abs().transpose(0, 1).flatten(1).amax(1) if a.ndim > 1 else a.abs()
         hist = torch.histc(a.abs().nan_to_num(self.top).clamp(max=self.top), self.bins, 0, self.top)
         # everything stays on the device until it's asked for: reading a number now would make a GPU wait
         self.rows[-1][i] = torch.cat([torch.stack([a.mean(), a.std(), (units == 0).float().mean()]), hist])
     def cleanup_fit(self, learn):
-        if self.hooks is not None: self.hooks.remove()
+        if self.hooks is not None:
+            self.hooks.remove()
     def table(self) -> torch.Tensor: # `(steps, layers, 3 + bins)`
         "All that was recorded: mean, deviation, share of dead units, and the histogram. NaN for a layer that didn't run."
-        if not getattr(self, 'rows', None): raise ValueError("nothing recorded yet: pass this callback to a fit with at least one training step")
+        if not getattr(self, 'rows', None):
+            raise ValueError("nothing recorded yet: pass this callback to a fit with at least one training step")
         nothing = torch.full((3 + self.bins,), torch.nan)
         return torch.stack([torch.stack([nothing if r is None else r.cpu() for r in row]) for row in self.rows])
     @property
@@ -104,13 +116,18 @@ class ActivationStats(Callback):
         steps = torch.arange(len(self.rows))*self.every
         colours = plt.cm.viridis(torch.linspace(0, 0.9, len(self.names)).numpy())
         for ax, what in zip(top.subplots(1, 3), ('means', 'stds', 'dead')):
-            for line, name, c in zip(getattr(self, what).T, self.names, colours): ax.plot(steps, line, c=c, lw=1, label=name)
-            ax.set_title(what, fontsize=9); ax.tick_params(labelsize=7)
-        ax.set_ylim(-0.05, 1.05); ax.legend(fontsize=6, title='layer', title_fontsize=6, loc='upper right')
+            for line, name, c in zip(getattr(self, what).T, self.names, colours):
+                ax.plot(steps, line, c=c, lw=1, label=name)
+            ax.set_title(what, fontsize=9)
+            ax.tick_params(labelsize=7)
+        ax.set_ylim(-0.05, 1.05)
+        ax.legend(fontsize=6, title='layer', title_fontsize=6, loc='upper right')
         for ax, h, name in zip(bottom.subplots(1, len(self.names), sharey=True, squeeze=False)[0], self.hists.transpose(0, 1), self.names):
             ax.imshow(h.T.log1p(), origin='lower', aspect='auto', interpolation='nearest', extent=(0, len(h)*self.every, 0, self.top))
-            ax.set_title(f'sizes, layer {name}', fontsize=7); ax.tick_params(labelsize=6)
-        if title: fig.suptitle(title, fontsize=10, y=1.03)
+            ax.set_title(f'sizes, layer {name}', fontsize=7)
+            ax.tick_params(labelsize=6)
+        if title:
+            fig.suptitle(title, fontsize=10, y=1.03)
         return fig
 
 # %% ../nbs/14_activations.ipynb #c025
@@ -124,16 +141,19 @@ def lsuv(model:nn.Module,
     layers = {m: k for k, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and m not in skip}
     done = set()
     def correct(i, m, inputs, output):
-        if m in done: return                                       # a layer used twice is set for its first use
+        if m in done:
+            return                                       # a layer used twice is set for its first use
         done.add(m)
         mu, sigma = output.mean() if m.bias is not None else 0., output.std()
         if not (sigma > 1e-12 and sigma.isfinite()):
             raise ValueError(f"layer {layers[m]!r} has outputs of deviation {sigma.item():.3g} for this batch, which no scale can mend: "
                              "start from weights that aren't all 0, and inputs without NaN")
         m.weight /= sigma
-        if m.bias is not None: m.bias.sub_(mu).div_(sigma)
+        if m.bias is not None:
+            m.bias.sub_(mu).div_(sigma)
         return (output - mu)/sigma
-    with modes_kept(model), Hooks(layers, correct): model.eval()(x)
+    with modes_kept(model), Hooks(layers, correct):
+        model.eval()(x)
     return model
 
 # %% ../nbs/14_activations.ipynb #c029
@@ -143,18 +163,22 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.c, self.momentum, self.eps = c, momentum, eps
         self.weight, self.bias = nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(c))
-        self.register_buffer('running_mean', torch.zeros(c)); self.register_buffer('running_var', torch.ones(c))
+        self.register_buffer('running_mean', torch.zeros(c))
+        self.register_buffer('running_var', torch.ones(c))
     def forward(self, x):
-        if x.ndim < 2 or x.shape[1] != self.c: raise ValueError(f"expected {self.c} channels, shape (n, {self.c}, ...), but got {tuple(x.shape)}")
+        if x.ndim < 2 or x.shape[1] != self.c:
+            raise ValueError(f"expected {self.c} channels, shape (n, {self.c}, ...), but got {tuple(x.shape)}")
         dims, shape = [d for d in range(x.ndim) if d != 1], (1, -1) + (1,)*(x.ndim - 2)
         n = x.numel()//self.c
         if self.training:
-            if n < 2: raise ValueError(f"one number for each channel, shape {tuple(x.shape)}, has no spread: train with larger batches, or call eval()")
+            if n < 2:
+                raise ValueError(f"one number for each channel, shape {tuple(x.shape)}, has no spread: train with larger batches, or call eval()")
             var, mean = torch.var_mean(x, dims, correction=0)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var*n/(n - 1), self.momentum)
-        else: mean, var = self.running_mean, self.running_var
+        else:
+            mean, var = self.running_mean, self.running_var
         scale = self.weight/(var + self.eps).sqrt()
         return x*scale.view(shape) + (self.bias - mean*scale).view(shape)
 

@@ -12,11 +12,13 @@ import math
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
-from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB
+
+from .learner import EMACB, Callback, DeviceCB, GradClipCB, Learner, MetricsCB, ScheduleCB
 
 # %% ../nbs/31_autoencoder.ipynb #c006
 def unfold(x:torch.Tensor, # pictures `(n, c, h, w)`
@@ -41,7 +43,8 @@ def conv2d(x:torch.Tensor, # `(n, c_in, h, w)`
     k = weight.shape[-1]
     ho, wo = ((s + 2*padding - k)//stride + 1 for s in x.shape[2:])
     out = weight.flatten(1) @ unfold(x, k, stride, padding)
-    if bias is not None: out = out + bias[:, None]
+    if bias is not None:
+        out = out + bias[:, None]
     return out.view(len(x), -1, ho, wo)
 
 # %% ../nbs/31_autoencoder.ipynb #c011
@@ -60,7 +63,8 @@ def conv_transpose2d(y:torch.Tensor, # `(n, c_in, h, w)`
 # %% ../nbs/31_autoencoder.ipynb #c017
 def zero_(module):
     "`module` with all its parameters set to 0."
-    for p in module.parameters(): nn.init.zeros_(p)
+    for p in module.parameters():
+        nn.init.zeros_(p)
     return module
 
 def norm(width): return nn.GroupNorm(math.gcd(width, 8), width)
@@ -88,7 +92,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
         widths, n_blocks = list(widths), list(n_blocks)
         if not widths or len(widths) != len(n_blocks):
             raise ValueError(f"one number of blocks for each width: widths={widths} and n_blocks={n_blocks} differ in length, or are empty")
-        if min(in_channels, latent_channels, patch, *widths) < 1: raise ValueError("channels, widths and patch must be at least 1")
+        if min(in_channels, latent_channels, patch, *widths) < 1:
+            raise ValueError("channels, widths and patch must be at least 1")
         self.in_channels, self.latent_channels, self.scaling_factor = in_channels, latent_channels, scaling_factor
         self.factor = patch*2**(len(widths) - 1)
         tile, last = in_channels*patch**2, widths[-1]
@@ -142,7 +147,8 @@ def encode_all(model, x, # pictures, or something that gives them when it's slic
 # %% ../nbs/31_autoencoder.ipynb #c020
 def psnr(a:torch.Tensor, b:torch.Tensor) -> float:
     "Peak signal-to-noise ratio in dB of pictures in [-1, 1], from the mean squared error over all of them."
-    if a.shape != b.shape: raise ValueError(f"pictures {tuple(a.shape)} can't be compared with pictures {tuple(b.shape)}")
+    if a.shape != b.shape:
+        raise ValueError(f"pictures {tuple(a.shape)} can't be compared with pictures {tuple(b.shape)}")
     mse = F.mse_loss(a.float(), b.float()).item()
     return 10*math.log10(4/mse) if mse else math.inf
 
@@ -172,7 +178,8 @@ def orthogonalize(g:torch.Tensor, # `(rows, columns)`
 
 def fast_bf16(device) -> bool:
     "Whether `device` multiplies large matrices in bfloat16 faster than in float32."
-    if torch.device(device).type == 'cuda': return torch.cuda.is_bf16_supported()
+    if torch.device(device).type == 'cuda':
+        return torch.cuda.is_bf16_supported()
     # names that begin with an underscore may go; then float32 will do
     return torch.device(device).type == 'cpu' and any(getattr(torch.cpu, f, bool)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
@@ -181,7 +188,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr:float=3e-3, # of Adam
                  ratio:float=8., # the matrices' learning rate is so many times as large
                  momentum:float=0.9, betas=(0.9, 0.99), eps:float=1e-8):
-        if lr <= 0 or ratio <= 0: raise ValueError(f"lr is {lr} and ratio {ratio}, expected both to be more than 0")
+        if lr <= 0 or ratio <= 0:
+            raise ValueError(f"lr is {lr} and ratio {ratio}, expected both to be more than 0")
         params = list(params)
         big = [p for p in params if p.ndim > 1 and min(p.shape[:2]) >= 16]
         small = [p for p in params if not any(p is q for q in big)]
@@ -192,10 +200,12 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group['params']:
-                if p.grad is not None: (self._orthogonal if group['matrices'] else self._adam)(p, self.state[p], group)
+                if p.grad is not None:
+                    (self._orthogonal if group['matrices'] else self._adam)(p, self.state[p], group)
 
     def _orthogonal(self, p, state, group):
-        if not state: state['mean'] = torch.zeros_like(p)
+        if not state:
+            state['mean'] = torch.zeros_like(p)
         state['mean'].lerp_(p.grad, 1 - group['momentum'])
         ahead = p.grad.lerp(state['mean'], group['momentum']).flatten(1)           # Nesterov's look ahead
         # on a processor it takes a hundred rows to make up for the conversion
@@ -204,10 +214,12 @@ class Muon(torch.optim.Optimizer):
         p.sub_(step.view_as(p), alpha=group['lr']*max(1, ahead.shape[0]/ahead.shape[1])**0.5)
 
     def _adam(self, p, state, group):
-        if not state: state.update(t=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        if not state:
+            state.update(t=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
         state['t'] += 1
         (b1, b2), t = group['betas'], state['t']
-        state['mean'].lerp_(p.grad, 1 - b1); state['square'].lerp_(p.grad.square(), 1 - b2)
+        state['mean'].lerp_(p.grad, 1 - b1)
+        state['square'].lerp_(p.grad.square(), 1 - b2)
         p.addcdiv_(state['mean'], (state['square']/(1 - b2**t)).sqrt() + group['eps'], value=-group['lr']/(1 - b1**t))
 
 # %% ../nbs/31_autoencoder.ipynb #c027
@@ -224,7 +236,8 @@ class RandomBatches:
     "`n_batches` random batches in each pass, drawn with replacement from data of any size: an epoch is as long as you like."
     def __init__(self, x, y, # with the same length, indexed by a tensor of row numbers
                  batch_size:int=64, n_batches:int=100, generator:torch.Generator=None): # on the processor; PyTorch's global one if not given
-        if not len(x) or len(x) != len(y): raise ValueError(f"expected as many targets as pictures and at least one, but there are {len(x)} pictures and {len(y)} targets")
+        if not len(x) or len(x) != len(y):
+            raise ValueError(f"expected as many targets as pictures and at least one, but there are {len(x)} pictures and {len(y)} targets")
         self.x, self.y, self.batch_size, self.n_batches, self.generator = x, y, batch_size, n_batches, generator
     def __len__(self): return self.n_batches
     def __iter__(self):
@@ -262,7 +275,8 @@ class VAE(Autoencoder):
                         **kwargs):
         "A trained model, in evaluation mode. Raises `ValueError` for weights of another architecture."
         folder = str(files('miniai')/'weights'/'vae') if folder is None else folder
-        try: return super().from_pretrained(folder, **{'strict': True, **kwargs})
+        try:
+            return super().from_pretrained(folder, **{'strict': True, **kwargs})
         except (RuntimeError, TypeError) as e:
             raise ValueError(f"the weights in {Path(folder).name!r} don't fit a {cls.__name__}: {' '.join(str(e).split())[:300]}") from e
 
@@ -278,10 +292,12 @@ class RandomColoursCB(Callback):
     "Stretches (or flips) and moves the channels of a `share` of the training pictures at random: colours between and around those of the data."
     order = -70
     def __init__(self, share:float=0.4, low:float=0.5, high:float=0.95): # how much of a channel's range is left
-        if not 0 <= share <= 1 or not 0 < low <= high < 1: raise ValueError(f"expected a share from 0 to 1 and 0 < low <= high < 1, not share={share}, low={low}, high={high}")
+        if not 0 <= share <= 1 or not 0 < low <= high < 1:
+            raise ValueError(f"expected a share from 0 to 1 and 0 < low <= high < 1, not share={share}, low={low}, high={high}")
         self.share, self.low, self.high = share, low, high
     def before_batch(self, learn):
-        if not learn.training: return
+        if not learn.training:
+            return
         x, *rest = learn.batch
         u = torch.rand(4, *x.shape[:2], 1, 1, device=x.device)
         size = self.low + (self.high - self.low)*u[0]

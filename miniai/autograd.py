@@ -14,7 +14,8 @@ def derivative(f, # a function of one number; or one that works on each number o
                h:float=1e-5 # the run on either side, in the units of `x`
               ):
     "The slope of `f` at `x`: rise over run, $(f(x+h) - f(x-h))/2h$. Raises `ValueError` unless `h` is above 0 and finite."
-    if not (h > 0 and np.isfinite(h)): raise ValueError(f"h is how far to walk, so it must be above 0 and finite, but it is {h}")
+    if not (h > 0 and np.isfinite(h)):
+        raise ValueError(f"h is how far to walk, so it must be above 0 and finite, but it is {h}")
     return (f(x + h) - f(x - h))/(2*h)
 
 # %% ../nbs/05_autograd.ipynb #c018
@@ -29,14 +30,19 @@ def finite_difference(f, # a function of one array that returns one number
     and `TypeError` for inputs that aren't real numbers."""
     if kind not in ('central', 'forward', 'backward'):
         raise ValueError(f"kind is 'central', 'forward' or 'backward', but it is {kind!r}")
-    if h is not None and not (h > 0 and np.isfinite(h)): raise ValueError(f"h must be above 0 and finite, but it is {h}")
+    if h is not None and not (h > 0 and np.isfinite(h)):
+        raise ValueError(f"h must be above 0 and finite, but it is {h}")
     x = np.array(x)   # a copy: the caller's array is never touched
-    if x.dtype.kind not in 'fiu': raise TypeError(f"x must hold real numbers, but its dtype is {x.dtype}")
-    if x.dtype.kind != 'f': x = x.astype(float)   # 3 + 0.00001 would be 3 again in whole numbers
-    if not np.isfinite(x).all(): raise ValueError("x holds NaN or infinite values: there is no slope there")
+    if x.dtype.kind not in 'fiu':
+        raise TypeError(f"x must hold real numbers, but its dtype is {x.dtype}")
+    if x.dtype.kind != 'f':
+        x = x.astype(float)   # 3 + 0.00001 would be 3 again in whole numbers
+    if not np.isfinite(x).all():
+        raise ValueError("x holds NaN or infinite values: there is no slope there")
     def call(x):
         y = np.asarray(f(x))
-        if y.size != 1: raise ValueError(f"f must return one number, but it returned shape {y.shape}; sum it, or take one entry")
+        if y.size != 1:
+            raise ValueError(f"f must return one number, but it returned shape {y.shape}; sum it, or take one entry")
         return y.item()
     power = 1/3 if kind == 'central' else 1/2
     right, left = kind != 'backward', kind != 'forward'
@@ -48,7 +54,8 @@ def finite_difference(f, # a function of one array that returns one number
         hi[i], lo[i] = x[i] + right*step, x[i] - left*step
         rise = (call(hi) if right else here) - (call(lo) if left else here)
         run = hi[i] - lo[i]   # what the floats really moved by
-        if run == 0: raise ValueError(f"a step of {step} is lost in the rounding of {x[i]}: take a larger h")
+        if run == 0:
+            raise ValueError(f"a step of {step} is lost in the rounding of {x[i]}: take a larger h")
         grad[i] = rise/run
     return grad
 
@@ -107,8 +114,10 @@ class Tensor:
         "`f(a, b)` with broadcasting; the pull-backs take the slope and both arrays."
         o = self._lift(o)
         a, b = self.data, o.data
-        try: np.broadcast_shapes(a.shape, b.shape)
-        except ValueError: raise ValueError(f"shapes {a.shape} and {b.shape} don't broadcast in `{op}`: counted from the last, "
+        try:
+            np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ValueError(f"shapes {a.shape} and {b.shape} don't broadcast in `{op}`: counted from the last, "
                                             "axes must be equal, or one of them 1 or absent") from None
         return self._node(op, f(a, b), (self, lambda g: unbroadcast(pull_a(g, a, b), a.shape)),
                                        (o, lambda g: unbroadcast(pull_b(g, a, b), b.shape)))
@@ -130,8 +139,10 @@ class Tensor:
         if not k or k != m:
             raise ValueError(f"can't multiply shapes {self.shape} @ {o.shape}: the last axis of the left and "
                              f"the last but one of the right must be equal, but they are {k} and {m}")
-        if o.ndim == 1: return (self @ o.reshape(-1, 1)).squeeze(-1)
-        if self.ndim == 1: return (self.reshape(1, -1) @ o).squeeze(-2)
+        if o.ndim == 1:
+            return (self @ o.reshape(-1, 1)).squeeze(-1)
+        if self.ndim == 1:
+            return (self.reshape(1, -1) @ o).squeeze(-2)
         a, b = self.data, o.data
         return self._node('@', a @ b, (self, lambda g: unbroadcast(g @ b.swapaxes(-1, -2), a.shape)),
                                       (o, lambda g: unbroadcast(a.swapaxes(-1, -2) @ g, b.shape)))
@@ -149,20 +160,23 @@ class Tensor:
     def sum(self, axis=None, keepdims=False):
         "The sum over `axis`: all of them, one, or a tuple."
         def pull(g):
-            if axis is not None and not keepdims: g = np.expand_dims(g, axis)
+            if axis is not None and not keepdims:
+                g = np.expand_dims(g, axis)
             return np.broadcast_to(g, self.shape)
         return self._node('sum', self.data.sum(axis=axis, keepdims=keepdims), (self, pull))
     def mean(self, axis=None, keepdims=False):
         "The mean over `axis`. Raises `ValueError` if that's a mean of no numbers."
         total = self.sum(axis, keepdims)
-        if self.size == 0: raise ValueError(f"the mean of no numbers is undefined: this tensor has shape {self.shape}")
+        if self.size == 0:
+            raise ValueError(f"the mean of no numbers is undefined: this tensor has shape {self.shape}")
         return total/(self.size//total.size)
 
     # ---- moving numbers about
     def reshape(self, *shape):
         "The same numbers in another shape; one axis may be -1."
         shape = shape[0] if len(shape) == 1 and not np.isscalar(shape[0]) else shape
-        try: data = self.data.reshape(shape)
+        try:
+            data = self.data.reshape(shape)
         except ValueError:
             raise ValueError(f"{self.size} numbers of shape {self.shape} don't fit the shape {tuple(shape)}") from None
         return self._node('reshape', data, (self, lambda g: g.reshape(self.shape)))
@@ -187,7 +201,8 @@ class Tensor:
         order, seen, todo = [], set(), [(self, False)]
         while todo:   # a loop and not recursion, so that a chain may be longer than Python's stack
             t, parents_done = todo.pop()
-            if parents_done: order.append(t)
+            if parents_done:
+                order.append(t)
             elif id(t) not in seen:
                 seen.add(id(t))
                 todo.append((t, True))

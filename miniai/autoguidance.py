@@ -7,8 +7,10 @@ __all__ = ['WeakerSelfCB', 'AutoGuidance']
 
 # %% ../nbs/27_autoguidance.ipynb #c002
 import copy
+
 import torch
 from torch import nn
+
 from .guidance import check_guiding, guided_at
 from .learner import Callback
 
@@ -19,14 +21,17 @@ class WeakerSelfCB(Callback):
     in_trials = False
     def __init__(self, ema, # the `EMACB` that averages the weights
                  at:float=0.2): # share of the planned steps, 0 to 1
-        if not 0 < at < 1: raise ValueError(f"at is {at}, expected a share of the training, between 0 and 1")
+        if not 0 < at < 1:
+            raise ValueError(f"at is {at}, expected a share of the training, between 0 and 1")
         self.ema, self.at, self.model = ema, at, None
     def after_step(self, learn):
-        if self.model is None and learn.pct >= self.at: self.model = copy.deepcopy(self.ema.model)
+        if self.model is None and learn.pct >= self.at:
+            self.model = copy.deepcopy(self.ema.model)
     def state_dict(self, learn): return {'model': None if self.model is None else self.model.state_dict()}
     def load_state_dict(self, learn, state):
         self.model = None if state['model'] is None else copy.deepcopy(learn.model).eval().requires_grad_(False)
-        if self.model is not None: self.model.load_state_dict(state['model'])
+        if self.model is not None:
+            self.model.load_state_dict(state['model'])
 
 # %% ../nbs/27_autoguidance.ipynb #c010
 class AutoGuidance(nn.Module):
@@ -36,7 +41,8 @@ class AutoGuidance(nn.Module):
                  scale:float=2., # 0: weak, 1: model, more: beyond
                  interval=None): # (lowest, highest) time at which to guide; at others, model alone. None: always
         super().__init__()
-        if not (callable(model) and callable(weak)): raise TypeError(f"expected two models (x, t), not a {type(model).__name__} and a {type(weak).__name__}")
+        if not (callable(model) and callable(weak)):
+            raise TypeError(f"expected two models (x, t), not a {type(model).__name__} and a {type(weak).__name__}")
         check_guiding(scale, interval)
         self.model, self.weak, self.scale, self.interval = model, weak, scale, interval
         self.train(getattr(model, 'training', False))          # wrapping leaves the models in their mode
@@ -44,7 +50,9 @@ class AutoGuidance(nn.Module):
     def forward(self, x, t, *context):
         good = self.model(x, t, *context)
         guided = guided_at(t, self.interval)
-        if self.scale == 1 or not guided.any(): return good
+        if self.scale == 1 or not guided.any():
+            return good
         weak = self.weak(x, t, *context)
-        if weak.shape != good.shape: raise ValueError(f"the weak model answers {tuple(weak.shape)}, the model {tuple(good.shape)}: they must predict the same thing")
+        if weak.shape != good.shape:
+            raise ValueError(f"the weak model answers {tuple(weak.shape)}, the model {tuple(good.shape)}: they must predict the same thing")
         return torch.where(guided.view(-1, *[1]*(x.ndim - 1)), weak + self.scale*(good - weak), good)

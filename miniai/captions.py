@@ -8,11 +8,20 @@ __all__ = ['measure_colours', 'name_colours', 'ink_map', 'firm', 'stroke_width',
 
 # %% ../nbs/30_captions.ipynb #c002
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
-from huggingface_hub import PyTorchModelHubMixin
+
 from .classifier import Classifier, train_classifier
-from .data import ATTRIBUTES, COLOURS, DataLoaders, TensorLoader, captioned_digits, colour, slant_of
+from miniai.data import (
+    ATTRIBUTES,
+    COLOURS,
+    DataLoaders,
+    TensorLoader,
+    captioned_digits,
+    colour,
+    slant_of,
+)
 from .learner import Callback
 from .tensors import default_device, set_seed
 
@@ -20,8 +29,10 @@ from .tensors import default_device, set_seed
 def measure_colours(x:torch.Tensor # `(n, 3, h, w)` in [-1, 1]
                    ) -> tuple: # (ink, paper): `(n, 3)` each
     "Paper: the median of the frame. Ink: the mean of the 1/32 of the pixels that are furthest from that."
-    if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8: raise ValueError(f"expected pictures (n, 3, h, w) of at least 8x8, but got {tuple(x.shape)}")
-    if not x.isfinite().all(): raise ValueError("these pictures hold NaN or infinite values")
+    if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8:
+        raise ValueError(f"expected pictures (n, 3, h, w) of at least 8x8, but got {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("these pictures hold NaN or infinite values")
     frame = torch.cat([x[..., :2, :].flatten(2), x[..., -2:, :].flatten(2), x[..., 2:-2, :2].flatten(2), x[..., 2:-2, -2:].flatten(2)], 2)
     paper, pixels = frame.median(2)[0], x.flatten(2)
     far = (pixels - paper[..., None]).square().sum(1).topk(pixels.shape[2]//32)[1]
@@ -37,7 +48,8 @@ def ink_map(x:torch.Tensor, # `(n, 3, h, w)` in [-1, 1]
             ink:torch.Tensor=None, paper:torch.Tensor=None # colours `(n, 3)`, as from `measure_colours`; measured if not given
            ) -> torch.Tensor: # `(n, h, w)` in [0, 1]: 0 is paper, 1 is ink; 0 everywhere where the two colours are the same
     "How much ink there is in each pixel."
-    if ink is None: ink, paper = measure_colours(x)
+    if ink is None:
+        ink, paper = measure_colours(x)
     way = ink - paper
     along = torch.einsum('nchw,nc->nhw', x - paper[..., None, None], way)
     return (along/way.square().sum(1).clamp(min=1e-6)[:, None, None]).clamp(0, 1)
@@ -86,11 +98,13 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
     def __init__(self, widths=(2.75, 4.37), slants=(-0.175, 0.175)): # the borders between the three pens, in pixels of 32, and between the three slants
         super().__init__()
         self.digits = Classifier(1, 10)
-        self.register_buffer('widths', torch.tensor(widths)); self.register_buffer('slants', torch.tensor(slants))
+        self.register_buffer('widths', torch.tensor(widths))
+        self.register_buffer('slants', torch.tensor(slants))
 
     @torch.no_grad()
     def forward(self, x, batch_size:int=500):
-        if self.digits.training: raise RuntimeError("the judge is in training mode, where its digit network answers at random: call judge.eval() first")
+        if self.digits.training:
+            raise RuntimeError("the judge is in training mode, where its digit network answers at random: call judge.eval() first")
         parts = [self._read(o) for o in x.split(batch_size)]
         return {k: torch.cat([p[k] for p in parts]) for k in ATTRIBUTES}
 
@@ -107,17 +121,21 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
              ) -> dict: # share of pictures that are right in each attribute, in digit and both `colours`, and in `all` that's wanted
         "How often pictures keep their captions' word. NaN for an attribute that no caption mentions."
         if isinstance(wanted, torch.Tensor):
-            if wanted.shape != (len(x), len(ATTRIBUTES)): raise ValueError(f"expected attributes ({len(x)}, {len(ATTRIBUTES)}), but got {tuple(wanted.shape)}")
+            if wanted.shape != (len(x), len(ATTRIBUTES)):
+                raise ValueError(f"expected attributes ({len(x)}, {len(ATTRIBUTES)}), but got {tuple(wanted.shape)}")
             wanted = dict(zip(ATTRIBUTES, wanted.T))
         for k, v in wanted.items():
-            if k not in ATTRIBUTES: raise ValueError(f"no attribute {k!r}: there are {', '.join(ATTRIBUTES)}")
-            if len(v) != len(x): raise ValueError(f"{len(x)} pictures, but {len(v)} values of {k!r}")
+            if k not in ATTRIBUTES:
+                raise ValueError(f"no attribute {k!r}: there are {', '.join(ATTRIBUTES)}")
+            if len(v) != len(x):
+                raise ValueError(f"{len(x)} pictures, but {len(v)} values of {k!r}")
         seen = self(x)
         ok = {k: (seen[k] == v.to(seen[k].device)) | (v.to(seen[k].device) == -1) for k, v in wanted.items()}
         said = {k: v.to(seen[k].device) != -1 for k, v in wanted.items()}
         out = {k: ok[k][said[k]].float().mean().item() for k in wanted}
         every = lambda names: torch.stack([ok[k] for k in names]).all(0).float().mean().item()
-        if {'label', 'ink', 'paper'} <= set(wanted): out['colours'] = every(('label', 'ink', 'paper'))
+        if {'label', 'ink', 'paper'} <= set(wanted):
+            out['colours'] = every(('label', 'ink', 'paper'))
         return {**out, 'all': every(wanted)}
 
 def train_judge(source=None, # the handwritten digits, as for `captioned_digits`

@@ -8,9 +8,10 @@ __all__ = ['conv_block', 'Classifier', 'train_classifier', 'random_affine', 'aff
 
 # %% ../nbs/15_classifier.ipynb #c002
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
-from huggingface_hub import PyTorchModelHubMixin
+
 from .data import import_torchvision
 from .learner import Callback, DeviceCB, Learner, MetricsCB, ScheduleCB, accuracy, modes_kept
 
@@ -41,7 +42,8 @@ def train_classifier(dls, # `DataLoaders` with labels 0 to n_classes - 1
                      lr:float=4e-3, cbs=(), device=None):
     "A trained `Learner` for a `Classifier` of the loader's pictures; its held-out accuracy is in `.history[-1]['accuracy']`."
     x, y = dls.train.tensors
-    if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"labels must be from 0 to {n_classes - 1}, but they run from {y.min()} to {y.max()}")
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(f"labels must be from 0 to {n_classes - 1}, but they run from {y.min()} to {y.max()}")
     n_epochs = n_epochs or max(3, round(26_000/len(x)))
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), ScheduleCB(), *cbs]
     learn = Learner(Classifier(x.shape[1], n_classes), dls, nn.CrossEntropyLoss(label_smoothing=0.1), lr, cbs).fit(n_epochs)
@@ -91,7 +93,8 @@ class AugmentCB(Callback):
                 ):
         self.transform, self.batched = transform or RandomAffines(), batched or transform is None
     def before_batch(self, learn):
-        if not learn.training: return
+        if not learn.training:
+            return
         x, *rest = learn.batch
         # one by one: a torchvision transform draws its random numbers once for each call
         learn.batch = (self.transform(x) if self.batched else torch.stack([self.transform(o) for o in x]), *rest)

@@ -7,24 +7,43 @@ __all__ = ['CARD', 'replacing', 'writable_folder', 'beside', 'default_widths', '
            'demo', 'sample_cmd', 'vae_figures', 'train_vae', 'build_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #c002
-import argparse, contextlib, copy, json, os, shutil, sys, tempfile, time
+import argparse
+import contextlib
+import copy
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
 from pathlib import Path
+
 import torch
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
-from .autoencoder import VAE, Muon, RandomBatches, RandomColoursCB, VAELoss, autoencoder_learner, fast_bf16, psnr
+
+from miniai.autoencoder import (
+    VAE,
+    Muon,
+    RandomBatches,
+    RandomColoursCB,
+    VAELoss,
+    autoencoder_learner,
+    fast_bf16,
+    psnr,
+)
+from .autoguidance import AutoGuidance, WeakerSelfCB
+from .captions import train_judge
 from .classifier import train_classifier
 from .data import DataLoaders, captioned_digits, load_images
 from .diffusion import diffusion_learner, sample
 from .learner import Callback, NaNStopCB, ProgressCB, TimeBudgetCB
-from .captions import train_judge
 from .metrics import ImageEval
 from .plot import animate, image_grid
 from .samplers import DPMSolverScheduler
-from .tensors import default_device, set_seed, to_cpu
 from .scaling import CheckpointCB, MixedPrecisionCB
+from .tensors import default_device, set_seed, to_cpu
 from .unet import UNet
-from .autoguidance import AutoGuidance, WeakerSelfCB
 
 # %% ../nbs/90_cli.ipynb #c005
 @contextlib.contextmanager
@@ -34,10 +53,12 @@ def replacing(path):
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
     try:
         yield aside/path.name
-        if path.is_dir(): path.rename(aside/'old')          # a folder can't be renamed over a full one
+        if path.is_dir():
+            path.rename(aside/'old')          # a folder can't be renamed over a full one
         os.replace(aside/path.name, path)
     finally:
-        if (aside/'old').exists() and not path.exists(): (aside/'old').rename(path)
+        if (aside/'old').exists() and not path.exists():
+            (aside/'old').rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 
 def writable_folder(path) -> Path:
@@ -45,8 +66,10 @@ def writable_folder(path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as f: f.write(b'x'*65536)
-    except OSError as e: raise OSError(f"can't write to the folder {str(path)!r} ({e.strerror}): free some space, or choose another with --out") from e
+        with tempfile.TemporaryFile(dir=path) as f:
+            f.write(b'x'*65536)
+    except OSError as e:
+        raise OSError(f"can't write to the folder {str(path)!r} ({e.strerror}): free some space, or choose another with --out") from e
     return path
 
 # %% ../nbs/90_cli.ipynb #c008
@@ -58,34 +81,41 @@ def beside(panels:dict, # title -> pictures
     x, pen = 0, ImageDraw.Draw(sheet)
     for title, g in zip(panels, grids):
         pen.text((x + 8, 6), title, fill='black', font_size=16)
-        sheet.paste(g, (x, head)); x += g.width + gap
+        sheet.paste(g, (x, head))
+        x += g.width + gap
     return sheet
 
 def default_widths(size:int) -> tuple:
     "Widths for pictures of `size` pixels a side: a level for each time that it can be halved and leaves 4 or more, two or three at most."
     levels, side = 1, size
-    while side % 2 == 0 and side//2 >= 4 and levels < (2 if size <= 8 else 3): side, levels = side//2, levels + 1
+    while side % 2 == 0 and side//2 >= 4 and levels < (2 if size <= 8 else 3):
+        side, levels = side//2, levels + 1
     return (16, 32, 48)[:levels]
 
 def recipe(size:int) -> dict: # of settings: 'unet' for `UNet`, 'learner' for `diffusion_learner`, 'guidance' for `AutoGuidance`, 'steps' for `sample`
     "What suits pictures of `size` pixels a side. Larger ones come in patches of 2x2, which take a quarter of the time; the largest also need more channels, and fewer but longer steps of training."
     patch = 2 if size >= 16 and size % 2 == 0 else 1
     widths = default_widths(size//patch)
-    if size//patch < 12 or patch == 1: return dict(unet=dict(widths=widths, patch_size=patch), learner={}, guidance=dict(scale=1.75, interval=(0, 799)), steps=12)
+    if size//patch < 12 or patch == 1:
+        return dict(unet=dict(widths=widths, patch_size=patch), learner={}, guidance=dict(scale=1.75, interval=(0, 799)), steps=12)
     return dict(unet=dict(widths=[(32,), (24, 48), (24, 48, 48)][len(widths) - 1], patch_size=patch), learner=dict(opt_func=Muon), guidance=dict(scale=2.5), steps=20)
 
 # %% ../nbs/90_cli.ipynb #c011
 def pick_device(name=None) -> torch.device:
     "The device called `name`, or the default one. Raises `ValueError` when there is none of that name here."
-    try: return torch.empty(1, device=name or default_device()).device
-    except (RuntimeError, AssertionError, NotImplementedError) as e: raise ValueError(f"can't use the device {name!r} ({str(e).splitlines()[0][:80]}): try --device cpu") from e
+    try:
+        return torch.empty(1, device=name or default_device()).device
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"can't use the device {name!r} ({str(e).splitlines()[0][:80]}): try --device cpu") from e
 
 def make_eval(dls, ds, device):
     "An `ImageEval` through a classifier of these pictures where they have labels, else through 64 grey pixels."
     (x, y), (xv, _) = dls.train.tensors, dls.valid.tensors
     xv = xv[torch.linspace(0, len(xv) - 1, min(360, len(xv))).long()]        # 360 held-out rows are enough for the floor
-    if min(len(x), len(xv)) < 8: raise ValueError(f"{len(x)} pictures to train on and {len(xv)} held out: at least 8 of each are needed, 80 in all")
-    if y.min() < 0: return ImageEval(lambda o: F.adaptive_avg_pool2d(o.mean(1), 8).flatten(1), x, xv, 'their own pixels, grey and shrunk to 8x8')
+    if min(len(x), len(xv)) < 8:
+        raise ValueError(f"{len(x)} pictures to train on and {len(xv)} held out: at least 8 of each are needed, 80 in all")
+    if y.min() < 0:
+        return ImageEval(lambda o: F.adaptive_avg_pool2d(o.mean(1), 8).flatten(1), x, xv, 'their own pixels, grey and shrunk to 8x8')
     learn = train_classifier(dls, len(ds['train'].features['label'].names) if hasattr(ds['train'].features['label'], 'names') else int(y.max()) + 1, device=device)
     acc = learn.history[-1]['accuracy']
     return ImageEval(learn.model.features, x, xv, f'a classifier of these pictures (64 features, {acc:.1%} of held-out rows right)')
@@ -107,8 +137,10 @@ def demo(seconds:float=60., # of training
     (x, _), shape = dls.train.tensors, tuple(dls.train.tensors[0].shape[1:])
     suited = recipe(min(shape[1:]))
     model = UNet(shape[0], **suited['unet'], sample_size=list(shape[1:]))
-    try: model(torch.zeros(1, *shape), torch.zeros(1))                       # a size it can't halve: now, not later
-    except ValueError as e: raise ValueError(f'{e} (with --size, {min(shape[1:]) - min(shape[1:]) % 4} say, they are cropped to squares)') from e
+    try:
+        model(torch.zeros(1, *shape), torch.zeros(1))                       # a size it can't halve: now, not later
+    except ValueError as e:
+        raise ValueError(f'{e} (with --size, {min(shape[1:]) - min(shape[1:]) % 4} say, they are cropped to squares)') from e
     if (out/'model').exists() and not (out/'model'/'config.json').is_file():
         raise ValueError(f"{str(out/'model')!r} is there already and is no model of ours: choose another folder with --out")
     print(f"{len(x):,} training pictures of {shape[1]}x{shape[2]}, {len(dls.valid.tensors[0]):,} held out; first the judge, some ten seconds ...", flush=True)
@@ -119,22 +151,29 @@ def demo(seconds:float=60., # of training
     weaker = WeakerSelfCB(learn.ema)
     print(f"then {sum(p.numel() for p in model.parameters()):,} parameters learn to see noise, for {seconds:g} seconds ({device}):", flush=True)
     start = time.perf_counter()
-    try: learn.fit(10**9, cbs=[TimeBudgetCB(seconds), weaker], valid=False)
-    except KeyboardInterrupt: print("\nInterrupted: drawing with what it has learned so far.", flush=True)
+    try:
+        learn.fit(10**9, cbs=[TimeBudgetCB(seconds), weaker], valid=False)
+    except KeyboardInterrupt:
+        print("\nInterrupted: drawing with what it has learned so far.", flush=True)
     took = time.perf_counter() - start
-    if not getattr(learn, 'n_steps', 0): raise ValueError("stopped before the first training step: there is nothing to draw with")
+    if not getattr(learn, 'n_steps', 0):
+        raise ValueError("stopped before the first training step: there is nothing to draw with")
     trained, weak = (learn.model, None) if nan.stopped else (learn.ema.model, weaker.model)
     with replacing(out/'model') as d:
-        trained.save_pretrained(d); scheduler.save_pretrained(d)
-        if weak is not None: weak.save_pretrained(d/'weaker')
+        trained.save_pretrained(d)
+        scheduler.save_pretrained(d)
+        if weak is not None:
+            weak.save_pretrained(d/'weaker')
 
     n, steps, frames = 1440 if shape[1]*shape[2] <= 1024 else 360, suited['steps'], []         # larger pictures take longer to draw
     speed = learn.n_steps*len(x)/len(dls.train)/took                         # the last batch of an epoch is smaller
     print(f"{learn.n_steps:,} steps in {took:.1f} seconds, {speed:,.0f} images/s; drawing {n:,} new pictures in {steps} steps ...", flush=True)
     new = sample(guided(trained, weak), scheduler, (n, *shape), steps, torch.Generator().manual_seed(seed), lambda i, t, x, x0: frames.append(to_cpu(x[:25])))
     real = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:64].to(x.device)]
-    with replacing(out/'digits.png') as f: beside({'new, drawn by the network': new[:64], 'real': real}).save(f)
-    with replacing(out/'denoise.gif') as f: animate(frames, fps=8, size=48).save(f)
+    with replacing(out/'digits.png') as f:
+        beside({'new, drawn by the network': new[:64], 'real': real}).save(f)
+    with replacing(out/'denoise.gif') as f:
+        animate(frames, fps=8, size=48).save(f)
     figures = ev.report(new) | dict(seconds=took, images_per_second=speed, steps=learn.n_steps)
     print(f"Written to {out}: digits.png, denoise.gif, model/. More: miniai sample {out/'model'}")
     return figures
@@ -145,17 +184,23 @@ def sample_cmd(folder:str, # a model saved by `demo`
     "Draw `n` pictures with a saved model into one picture file."
     folder, out, device = Path(folder), Path(out), pick_device(device)
     missing = [f for f in ('config.json', 'model.safetensors', 'scheduler_config.json') if not (folder/f).is_file()]
-    if missing: raise FileNotFoundError(f"{str(folder)!r} is no saved model ({', '.join(missing)} missing): give the folder model/ that `miniai demo` wrote")
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE: raise ValueError(f"{out.name!r} is no picture file name: end it in .png")
+    if missing:
+        raise FileNotFoundError(f"{str(folder)!r} is no saved model ({', '.join(missing)} missing): give the folder model/ that `miniai demo` wrote")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{out.name!r} is no picture file name: end it in .png")
     writable_folder(out.parent)
     try:
         model, scheduler = UNet.from_pretrained(folder).to(device), DPMSolverScheduler.from_pretrained(folder)
         weak = UNet.from_pretrained(folder/'weaker').to(device) if (folder/'weaker').is_dir() else None
-    except Exception as e: raise ValueError(f"{str(folder)!r} can't be read as a model ({type(e).__name__}: {str(e).splitlines()[0][:100]}): train it again") from e
-    if not model.sample_size: raise ValueError(f"{str(folder)!r} doesn't say of which size its pictures are: add sample_size to its config.json")
-    if steps is None: steps = recipe(min(model.sample_size))['steps']
+    except Exception as e:
+        raise ValueError(f"{str(folder)!r} can't be read as a model ({type(e).__name__}: {str(e).splitlines()[0][:100]}): train it again") from e
+    if not model.sample_size:
+        raise ValueError(f"{str(folder)!r} doesn't say of which size its pictures are: add sample_size to its config.json")
+    if steps is None:
+        steps = recipe(min(model.sample_size))['steps']
     new = sample(guided(model, weak), scheduler, (n, model.in_channels, *model.sample_size), steps, torch.Generator().manual_seed(seed))
-    with replacing(out) as f: image_grid(new).save(f)
+    with replacing(out) as f:
+        image_grid(new).save(f)
     print(f"{n} new pictures in {out}")
     return new
 
@@ -187,7 +232,8 @@ def vae_figures(vae, data, judge) -> dict:
     out = {}
     for name in ('test', 'unseen'):
         x, wanted = data[name].x[:], data[name].attributes
-        with torch.no_grad(): back = torch.cat([to_cpu(vae.decode(vae.encode(o.to(vae.decoder[0].weight.device)))) for o in x.split(500)])
+        with torch.no_grad():
+            back = torch.cat([to_cpu(vae.decode(vae.encode(o.to(vae.decoder[0].weight.device)))) for o in x.split(500)])
         out |= {f'{name}_psnr': psnr(back, x), f'{name}_read': judge.score(back, wanted)['label'], f'{name}_real': judge.score(x, wanted)['label']}
     return out
 
@@ -198,7 +244,8 @@ def train_vae(seconds:float=240., # of training
               seed:int=0, device=None) -> dict: # the held-out figures
     "Train the VAE of lesson 31 from nothing, and write it to `out`. Interrupted, the same command carries on."
     out, device = writable_folder(out), pick_device(device)
-    if (out/'config.json').exists() and not (out/'model.safetensors').exists(): raise ValueError(f"{str(out)!r} holds something else already: choose another folder with --out")
+    if (out/'config.json').exists() and not (out/'model.safetensors').exists():
+        raise ValueError(f"{str(out)!r} holds something else already: choose another folder with --out")
     source, every, batch_size = None if data == 'digits' else data, 100, 48
     print('drawing the pictures ...', flush=True)
     pictures = captioned_digits(source)
@@ -209,10 +256,15 @@ def train_vae(seconds:float=240., # of training
     colours = RandomColoursCB()
     cbs = [ProgressCB(plot=False), CheckpointCB(kept), colours, *([MixedPrecisionCB()] if fast_bf16(device) else []), *([] if steps else [TimeBudgetCB(seconds)])]
     learn = autoencoder_learner(VAE(), DataLoaders(batches, None), VAELoss(), ema_decay=0.999, cbs=cbs, device=device)
-    if kept.exists(): learn.load_checkpoint(kept); print(f"carrying on after {learn.resume['n_steps']:,} steps (to begin anew, remove {kept})", flush=True)
+    if kept.exists():
+        learn.load_checkpoint(kept)
+        print(f"carrying on after {learn.resume['n_steps']:,} steps (to begin anew, remove {kept})", flush=True)
     clock = _Clock()
-    try: learn.fit(-(-steps//every) if steps else 10**9, cbs=[clock], valid=False)
-    except KeyboardInterrupt: print(f'\nInterrupted after {learn.n_steps:,} steps: the same command carries on.', flush=True); raise
+    try:
+        learn.fit(-(-steps//every) if steps else 10**9, cbs=[clock], valid=False)
+    except KeyboardInterrupt:
+        print(f'\nInterrupted after {learn.n_steps:,} steps: the same command carries on.', flush=True)
+        raise
     vae = copy.deepcopy(learn.ema.model).half().float().calibrate(train.x[:5000])          # as it's stored
     print(f'{learn.n_steps:,} steps in {clock.wall:.0f} seconds; now the judge reads what comes back ...', flush=True)
     figures = vae_figures(vae, pictures, train_judge(source, device=device))
@@ -222,7 +274,9 @@ def train_vae(seconds:float=240., # of training
     with tempfile.TemporaryDirectory(dir=out) as d:
         copy.deepcopy(vae).half().save_pretrained(d)
         Path(d, 'README.md').write_text(CARD.format(**figures))
-        for name in ('model.safetensors', 'config.json', 'README.md'): Path(d, name).chmod(0o644); os.replace(Path(d, name), out/name)
+        for name in ('model.safetensors', 'config.json', 'README.md'):
+            Path(d, name).chmod(0o644)
+            os.replace(Path(d, name), out/name)
     shutil.rmtree(kept, ignore_errors=True)
     for name, words in (('test', 'held out'), ('unseen', 'unseen combinations')):
         print(f"{words:20} {figures[name + '_psnr']:.2f} dB, digit read right {figures[name + '_read']:.1%} (before encoding {figures[name + '_real']:.1%})")
@@ -245,7 +299,8 @@ class _Clock(Callback):
 def _positive(kind):
     def parse(s):
         v = kind(s)
-        if not 0 < v < float('inf'): raise argparse.ArgumentTypeError(f'{s} is not more than 0')
+        if not 0 < v < float('inf'):
+            raise argparse.ArgumentTypeError(f'{s} is not more than 0')
         return v
     parse.__name__ = f'positive {kind.__name__}'
     return parse
@@ -285,4 +340,6 @@ def main(argv=None) -> int:
     except (ValueError, OSError, RuntimeError) as e:      # RuntimeError: out of memory on a device, say
         print('miniai:', *str(e).splitlines()[:1], file=sys.stderr)
         return 2
-    except KeyboardInterrupt: print('miniai: interrupted', file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print('miniai: interrupted', file=sys.stderr)
+        return 130

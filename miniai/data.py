@@ -11,41 +11,49 @@ __all__ = ['COLOURS', 'THICKNESS', 'SLANT', 'DIGITS', 'ATTRIBUTES', 'TEMPLATES',
 # %% ../nbs/10_data.ipynb #c002
 import os
 from pathlib import Path
+
 import numpy as np
 import torch
-from torch.nn import functional as F
 from PIL import Image
+from torch.nn import functional as F
+
 from .plot import to_pil
 from .tensors import default_device
 
 # %% ../nbs/10_data.ipynb #c005
 def import_torchvision():
     "Import torchvision, also where its compiled operators can't be loaded (its transforms don't need them)."
-    try: import torchvision
+    try:
+        import torchvision
     except RuntimeError as e:
-        if 'torchvision::nms' not in str(e): raise
+        if 'torchvision::nms' not in str(e):
+            raise
         # the library must outlive this call, or the declarations vanish with it
         import_torchvision.library = torch.library.Library('torchvision', 'DEF')
-        for op in ('nms', 'qnms'): import_torchvision.library.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        for op in ('nms', 'qnms'):
+            import_torchvision.library.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         import torchvision
     return torchvision
 
 # %% ../nbs/10_data.ipynb #c008
 def _as_dataset(pixels, labels, names):
-    from datasets import ClassLabel, Dataset, Features, Image as ImageFeature
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
     feats = Features(image=ImageFeature(), label=ClassLabel(names=names))
     return Dataset.from_dict(dict(image=[Image.fromarray(p) for p in pixels], label=labels), features=feats)
 
 def load_digits(size:int=8 # pixels of a side; other sizes than 8 are enlarged smoothly from the 8x8 originals
                ): # `DatasetDict`: train 1,437 rows, test 360, columns `image` (greyscale PIL) and `label` (0 to 9)
     "scikit-learn's 1,797 real handwritten digits (UCI optdigits), in a fixed, stratified split. Raises `ValueError` for `size` under 8."
-    if size < 8: raise ValueError(f"size is {size}, but the digits are 8x8: ask for 8 or more")
+    if size < 8:
+        raise ValueError(f"size is {size}, but the digits are 8x8: ask for 8 or more")
     from datasets import DatasetDict
     from sklearn import datasets as sk
     from sklearn.model_selection import train_test_split
     d = sk.load_digits()
     x = torch.tensor(d.images[:, None]/16, dtype=torch.float32)
-    if size != 8: x = F.interpolate(x, (size, size), mode='bicubic', align_corners=False).clamp(0, 1)
+    if size != 8:
+        x = F.interpolate(x, (size, size), mode='bicubic', align_corners=False).clamp(0, 1)
     pixels = (x[:, 0]*255).round().byte().numpy()
     split = train_test_split(np.arange(len(x)), test_size=0.2, stratify=d.target, random_state=0)
     names = [str(i) for i in range(10)]
@@ -62,7 +70,8 @@ def _tidy(ds, name):
     "The picture column as `image`, the class column (where there is one) as `label`; no other columns."
     kinds = {c: type(f).__name__ for c, f in ds.features.items()}
     images = [c for c, k in kinds.items() if k == 'Image']
-    if not images: raise ValueError(f"{name!r} has columns {list(kinds)} but no pictures: expected a column of type Image")
+    if not images:
+        raise ValueError(f"{name!r} has columns {list(kinds)} but no pictures: expected a column of type Image")
     labels = [c for c in ('label', 'labels') if c in kinds] or [c for c, k in kinds.items() if k == 'ClassLabel']
     ds = ds.select_columns(images[:1] + labels[:1])
     return ds.rename_columns({a: b for a, b in zip(images[:1] + labels[:1], ('image', 'label')) if a != b})
@@ -74,22 +83,27 @@ def load_images(name_or_folder:str, # 'digits', a Hub id ('ylecun/mnist', 'zalan
     Raises `FileNotFoundError` when it's nowhere (or the Hub can't be reached), `ValueError` when it holds no pictures."""
     from datasets import DatasetDict, load_dataset
     name = str(name_or_folder)
-    if name == 'digits': return load_digits()
+    if name == 'digits':
+        return load_digits()
     folder = _find(name)
     if folder and not any(p.is_file() for p in folder.rglob('*')):
         raise ValueError(f"the folder {name!r} is empty: put pictures in it (or one sub-folder of pictures per class)")
     looks_local = name.count('/') != 1 or name.startswith(('.', '/', '~'))
     if folder is None and looks_local:
         raise FileNotFoundError(f"no data set called {name!r}: expected 'digits', a Hub id like 'ylecun/mnist', or a folder that exists")
-    try: dd = load_dataset(str(folder or name))
+    try:
+        dd = load_dataset(str(folder or name))
     except Exception as e: # the library raises many kinds, all of which mean the same to the reader
-        if folder: raise ValueError(f"{name!r} can't be read as pictures ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from e
+        if folder:
+            raise ValueError(f"{name!r} can't be read as pictures ({type(e).__name__}: {str(e).splitlines()[0][:120]})") from e
         raise FileNotFoundError(f"{name!r} could not be loaded from the Hub ({type(e).__name__}): is the name right, and is there a network? If not, put a copy of "
                                 f"the data set in a folder and set MINIAI_DATA to its parent") from e
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in dd.items()})
     held = next((k for k in ('test', 'validation', 'valid') if k in dd), None)
-    if 'train' not in dd: raise ValueError(f"{name!r} has splits {list(dd)} but no 'train'")
-    if held is None: return dd['train'].train_test_split(test_size=test_size, seed=0)
+    if 'train' not in dd:
+        raise ValueError(f"{name!r} has splits {list(dd)} but no 'train'")
+    if held is None:
+        return dd['train'].train_test_split(test_size=test_size, seed=0)
     return DatasetDict(train=dd['train'], test=dd[held])
 
 # %% ../nbs/10_data.ipynb #c018
@@ -99,10 +113,13 @@ def images_to_tensor(images, # a sequence of PIL pictures
                     ) -> torch.Tensor: # float32 `(n, channels, h, w)` in [-1, 1]
     "Decode pictures once, into one tensor. Raises `ValueError` when their sizes differ and no `size` is given, or when there are none."
     images = [to_pil(im) for im in images]
-    if not images: raise ValueError("no pictures: the split is empty")
+    if not images:
+        raise ValueError("no pictures: the split is empty")
     channels = channels or (1 if all(im.mode == 'L' for im in images) else 3)
-    if channels not in (1, 3): raise ValueError(f"channels is {channels}, but a picture has 1 (grey) or 3 (colour)")
-    if size: images = [_square(im, size) for im in images]
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}, but a picture has 1 (grey) or 3 (colour)")
+    if size:
+        images = [_square(im, size) for im in images]
     sizes = sorted({im.size for im in images})
     if len(sizes) > 1:
         raise ValueError(f"pictures of {len(sizes)} different sizes (width x height), among them {sizes[0]} and {sizes[-1]}: "
@@ -126,8 +143,10 @@ class TensorLoader:
                  generator:torch.Generator=None # (on the processor) for the order; PyTorch's global one if not given
                 ):
         lens = [len(t) for t in tensors]
-        if not lens or len(set(lens)) > 1: raise ValueError(f"tensors must have equal lengths, but these have {lens}")
-        if batch_size < 1: raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if not lens or len(set(lens)) > 1:
+            raise ValueError(f"tensors must have equal lengths, but these have {lens}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         self.tensors, self.batch_size, self.shuffle, self.generator = tensors, batch_size, shuffle, generator
 
     def __len__(self): return -(-len(self.tensors[0])//self.batch_size)
@@ -142,22 +161,26 @@ class TensorLoader:
 class Texts(list):
     "A list of strings that can be indexed as a tensor can: by a slice, or a tensor of row numbers."
     def __getitem__(self, i):
-        if isinstance(i, torch.Tensor): return [list.__getitem__(self, j) for j in i.tolist()] if i.ndim else list.__getitem__(self, int(i))
+        if isinstance(i, torch.Tensor):
+            return [list.__getitem__(self, j) for j in i.tolist()] if i.ndim else list.__getitem__(self, int(i))
         return super().__getitem__(i)
 
 def _pictures(ds, size, channels):
     x = getattr(ds, 'x', None)                 # some tables (below) can give their pictures as one tensor
-    if x is None: return images_to_tensor(ds['image'], size, channels)
+    if x is None:
+        return images_to_tensor(ds['image'], size, channels)
     if size not in (None, x.shape[-1]) or channels not in (None, x.shape[1]):
         raise ValueError(f"these pictures are {tuple(x.shape[1:])}, but size={size} and channels={channels} were asked for: leave both out, or make the pictures so")
     return x
 
 def _targets(ds, name, n, device):
-    if name == 'attributes' and hasattr(ds, 'attributes'): return ds.attributes.to(device)
+    if name == 'attributes' and hasattr(ds, 'attributes'):
+        return ds.attributes.to(device)
     if name in ds.column_names:
         values = list(ds[name])
         return Texts(values) if isinstance(values[0], str) else torch.as_tensor(values).to(device)
-    if name != 'label': raise ValueError(f"no column {name!r}: there are {', '.join(ds.column_names)}")
+    if name != 'label':
+        raise ValueError(f"no column {name!r}: there are {', '.join(ds.column_names)}")
     return torch.full((n,), -1, device=device)
 
 class DataLoaders:
@@ -192,7 +215,8 @@ ATTRIBUTES = dict(label=DIGITS, ink=list(COLOURS), paper=list(COLOURS), thicknes
 
 def colour(name:str) -> torch.Tensor: # `(3,)` in [-1, 1]
     "The colour of that name. Raises `ValueError` for one that isn't in `COLOURS`."
-    if name not in COLOURS: raise ValueError(f"unknown colour {name!r}: the named ones are {', '.join(COLOURS)}")
+    if name not in COLOURS:
+        raise ValueError(f"unknown colour {name!r}: the named ones are {', '.join(COLOURS)}")
     return torch.tensor(COLOURS[name])/127.5 - 1
 
 # %% ../nbs/10_data.ipynb #c030
@@ -208,7 +232,8 @@ def digit_caption(label:int, ink:str, paper:str, thickness:str='normal', slant:s
     for name, value in dict(ink=ink, paper=paper, thickness=thickness, slant=slant).items():
         if value not in ATTRIBUTES[name]:
             raise ValueError(f"unknown {'colour' if name in ('ink', 'paper') else name} {value!r}: expected one of {', '.join(ATTRIBUTES[name])}")
-    if label not in range(10): raise ValueError(f"label is {label!r}, expected a digit from 0 to 9")
+    if label not in range(10):
+        raise ValueError(f"label is {label!r}, expected a digit from 0 to 9")
     return TEMPLATES[template].format(label=DIGITS[label], ink=ink, paper=paper, thickness=thickness, slant=LEAN[slant])
 
 # %% ../nbs/10_data.ipynb #c033
@@ -260,7 +285,8 @@ def thin(b:np.ndarray # `(n, h, w)`, 1 where there's ink
         before = inner.sum((1, 2), dtype=np.int64)
         for t in tables:
             code = np.zeros_like(inner)
-            for k, (dy, dx) in enumerate(ring): code |= p[:, dy:dy + h - 2, dx:dx + w - 2] << k
+            for k, (dy, dx) in enumerate(ring):
+                code |= p[:, dy:dy + h - 2, dx:dx + w - 2] << k
             inner[t[code]] = 0
         b[todo] = p
         todo = todo[inner.sum((1, 2), dtype=np.int64) < before]       # the others are thin already
@@ -321,7 +347,8 @@ def _combinations(held_out):
     colours, inks = held_out_pairs()
     names = list(COLOURS)
     held = np.array([[(names[i], names[p]) in colours or (d, names[i]) in inks for i, p, _, _ in every] for d in range(10)])
-    if not held_out: return np.stack([every]*10), None
+    if not held_out:
+        return np.stack([every]*10), None
     return [np.stack([every[h == k] for h in held]) for k in (False, True)]
 
 # %% ../nbs/10_data.ipynb #c044
@@ -356,22 +383,29 @@ class CaptionedDigits:
 
     def column(self, name, rows=slice(None)):
         "The values of a column, as a list."
-        if name == 'image': return [to_pil(o) for o in self.x[rows]]
-        if name == 'caption': return list(self.captions[rows])
-        if name not in self.column_names: raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
+        if name == 'image':
+            return [to_pil(o) for o in self.x[rows]]
+        if name == 'caption':
+            return list(self.captions[rows])
+        if name not in self.column_names:
+            raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
         numbers = self.attributes[rows, list(ATTRIBUTES).index(name)].tolist()
         return numbers if name == 'label' else [ATTRIBUTES[name][k] for k in numbers]
 
     def __getitem__(self, i):
-        if isinstance(i, str): return self.column(i)
-        if isinstance(i, slice): return {c: self.column(c, i) for c in self.column_names}
-        if not -len(self) <= i < len(self): raise IndexError(f"row {i} of {len(self)}")
+        if isinstance(i, str):
+            return self.column(i)
+        if isinstance(i, slice):
+            return {c: self.column(c, i) for c in self.column_names}
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
         return {c: self.column(c, slice(i % len(self), i % len(self) + 1))[0] for c in self.column_names}
 
 def _assign(labels, n, combos, seed):
     "For pictures 0 to n - 1: which source, which combination, which template. No two alike, and none depends on `n`."
     rng, m, k = np.random.default_rng(seed), len(labels), combos.shape[1]
-    if not 0 < n <= m*k: raise ValueError(f"{n:,} pictures asked for, but {m:,} digits in {k} combinations make at most {m*k:,}")
+    if not 0 < n <= m*k:
+        raise ValueError(f"{n:,} pictures asked for, but {m:,} digits in {k} combinations make at most {m*k:,}")
     order, start, step = rng.permutation(m), rng.integers(k, size=m), rng.choice(np.flatnonzero(np.gcd(np.arange(k), k) == 1), m)
     i, template = np.arange(n), rng.integers(len(TEMPLATES), size=n)
     source = order[i % m]
@@ -385,7 +419,8 @@ def _draw(ds, n, combos, size, seed):
     leaning, line = np.unique(row*3 + attrs[:, 3], return_inverse=True)
     shape, which = np.unique(line*3 + attrs[:, 2], return_inverse=True)
     g = (images_to_tensor(ds.select(digit)['image'], size, 1)[:, 0] + 1)/2
-    if g[:, [0, -1]].mean() > 0.5: g = 1 - g                   # dark ink on light paper
+    if g[:, [0, -1]].mean() > 0.5:
+        g = 1 - g                   # dark ink on light paper
     slants, widths = (torch.tensor(list(d.values())) for d in (SLANT, THICKNESS))
     lines = middle_lines(g[leaning//3], slants[leaning % 3], size)
     shapes = with_pen(lines[shape//3], widths[shape % 3])
@@ -401,13 +436,17 @@ def captioned_digits(source=None, # the handwritten digits: `load_digits()` if n
     """Real handwritten digits in colour, with captions. The same picture for the same index and seed, however many are asked for.
     `unseen` holds only the combinations of `held_out_pairs`, `train` and `test` none of them.
     Raises `ValueError` for a size under 16, a source without the labels 0 to 9, or more pictures than there are."""
-    if size < 16: raise ValueError(f"size is {size}, but three pens can't be told apart under 16 pixels: ask for 16 or more")
+    if size < 16:
+        raise ValueError(f"size is {size}, but three pens can't be told apart under 16 pixels: ask for 16 or more")
     dd = load_digits() if source is None else load_images(source) if isinstance(source, (str, Path)) else source
     held = next((k for k in ('test', 'validation', 'valid') if k in dd), None)
-    if 'train' not in dd or held is None: raise ValueError(f"expected the splits 'train' and 'test', but found {list(dd)}")
+    if 'train' not in dd or held is None:
+        raise ValueError(f"expected the splits 'train' and 'test', but found {list(dd)}")
     for split in ('train', held):
-        if 'label' not in dd[split].column_names: raise ValueError(f"the source has columns {dd[split].column_names}: a column 'label' with the digits 0 to 9 is needed")
-        if not set(dd[split]['label']) <= set(range(10)): raise ValueError(f"labels must be digits from 0 to 9, but they are {sorted(set(dd[split]['label']))[:12]}")
+        if 'label' not in dd[split].column_names:
+            raise ValueError(f"the source has columns {dd[split].column_names}: a column 'label' with the digits 0 to 9 is needed")
+        if not set(dd[split]['label']) <= set(range(10)):
+            raise ValueError(f"labels must be digits from 0 to 9, but they are {sorted(set(dd[split]['label']))[:12]}")
     seen, unseen = _combinations(held_out)
     out = dict(train=_draw(dd['train'], n_train, seen, size, (seed, 0)), test=_draw(dd[held], n_test, seen, size, (seed, 1)))
     return out if unseen is None else {**out, 'unseen': _draw(dd[held], n_test, unseen, size, (seed, 2))}

@@ -7,12 +7,23 @@ __all__ = ['stratified_times', 'DiffusionCB', 'sample', 'diffusion_learner']
 
 # %% ../nbs/23_diffusion.ipynb #c002
 import inspect
-import torch
 from contextlib import nullcontext
 from functools import partial
+
+import torch
 from torch import nn
 from torch.nn import functional as F
-from .learner import Callback, DeviceCB, EMACB, GradClipCB, Learner, MetricsCB, ScheduleCB, modes_kept
+
+from miniai.learner import (
+    EMACB,
+    Callback,
+    DeviceCB,
+    GradClipCB,
+    Learner,
+    MetricsCB,
+    ScheduleCB,
+    modes_kept,
+)
 from .schedulers import randn
 from .tensors import default_device
 
@@ -28,12 +39,15 @@ class DiffusionCB(Callback):
     order = -50
     def __init__(self, scheduler, # says how noise is added, and what a model should answer
                  cond_drop:float=None): # None: labels aren't passed on; 0 to 1: passed on, but hidden from this share of the pictures
-        if cond_drop is not None and not 0 <= cond_drop <= 1: raise ValueError(f"cond_drop is {cond_drop}, expected a share from 0 to 1, or None to leave the labels out")
+        if cond_drop is not None and not 0 <= cond_drop <= 1:
+            raise ValueError(f"cond_drop is {cond_drop}, expected a share from 0 to 1, or None to leave the labels out")
         self.scheduler, self.cond_drop = scheduler, cond_drop
     def before_fit(self, learn):
-        if self.cond_drop is None: return
+        if self.cond_drop is None:
+            return
         self.num_classes = getattr(getattr(learn.model, 'module', learn.model), 'num_classes', None)
-        if self.num_classes is None: raise ValueError("cond_drop tells the model the classes, but this one was built without: build it with num_classes, or leave cond_drop out")
+        if self.num_classes is None:
+            raise ValueError("cond_drop tells the model the classes, but this one was built without: build it with num_classes, or leave cond_drop out")
     def before_batch(self, learn):
         x0 = learn.batch[0]
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
@@ -61,15 +75,19 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
     # not every scheduler of diffusers takes dice, or says what it guesses at
     dice = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
     scheduler.set_timesteps(num_inference_steps)
-    if isinstance(shape_or_x, torch.Tensor): x = shape_or_x.to(device)
-    else: x = randn(shape_or_x, generator, device)*scheduler.init_noise_sigma
+    if isinstance(shape_or_x, torch.Tensor):
+        x = shape_or_x.to(device)
+    else:
+        x = randn(shape_or_x, generator, device)*scheduler.init_noise_sigma
     with modes_kept(model) if is_module else nullcontext():
-        if is_module: model.eval()
+        if is_module:
+            model.eval()
         for i, (t, at) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(device))):
             out = model(scheduler.scale_model_input(x, t), at.expand(len(x)))
             step = scheduler.step(out, t, x, **dice)
             x = step.prev_sample
-            if callback: callback(i, t, x, getattr(step, 'pred_original_sample', None))
+            if callback:
+                callback(i, t, x, getattr(step, 'pred_original_sample', None))
     return x
 
 def _check_start(shape_or_x, generator):
@@ -78,8 +96,10 @@ def _check_start(shape_or_x, generator):
     n = len(shape_or_x) if isinstance(shape_or_x, torch.Tensor) else shape_or_x[0]
     dice = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
     for g in dice:
-        if not isinstance(g, torch.Generator): raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...), or a list of them")
-    if dice is generator and len(dice) != n: raise ValueError(f"{len(dice)} generators for {n} pictures: give one for each, or a single one for all")
+        if not isinstance(g, torch.Generator):
+            raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...), or a list of them")
+    if dice is generator and len(dice) != n:
+        raise ValueError(f"{len(dice)} generators for {n} pictures: give one for each, or a single one for all")
 
 # %% ../nbs/23_diffusion.ipynb #c015
 def diffusion_learner(model, dls, scheduler, # what to train, on which pictures, with which noise

@@ -6,7 +6,9 @@
 __all__ = ['Guidance', 'check_guiding', 'guided_at', 'rescale_guided']
 
 # %% ../nbs/27_guidance.ipynb #c002
-import inspect, math
+import inspect
+import math
+
 import torch
 from torch import nn
 
@@ -23,9 +25,11 @@ class Guidance(nn.Module):
                  interval=None): # (lowest, highest) time at which to guide; at others, cond alone. None: always
         super().__init__()
         num_classes = _num_classes(model)
-        if uncond is None and num_classes is None: raise ValueError("uncond is needed: this model has no num_classes, so there is no telling what 'nothing asked' is for it")
+        if uncond is None and num_classes is None:
+            raise ValueError("uncond is needed: this model has no num_classes, so there is no telling what 'nothing asked' is for it")
         check_guiding(scale, interval)
-        if not 0 <= rescale <= 1: raise ValueError(f"rescale is {rescale}, expected a share from 0 to 1")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale is {rescale}, expected a share from 0 to 1")
         self.model, self.scale, self.rescale, self.interval = model, scale, rescale, interval
         self.cond = _context(cond, num_classes, 'cond')
         self.uncond = _context(num_classes if uncond is None else uncond, num_classes, 'uncond')
@@ -34,17 +38,22 @@ class Guidance(nn.Module):
     def forward(self, x, t):
         guided = guided_at(t, self.interval)
         cond, uncond = (_for_each(c, x, name) for c, name in ((self.cond, 'cond'), (self.uncond, 'uncond')))
-        if self.scale == 1 or not guided.any(): return self.model(x, t, cond)
-        if self.scale == 0 and not self.rescale and guided.all(): return self.model(x, t, uncond)
+        if self.scale == 1 or not guided.any():
+            return self.model(x, t, cond)
+        if self.scale == 0 and not self.rescale and guided.all():
+            return self.model(x, t, uncond)
         c, u = self.model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([cond, uncond])).chunk(2)
         out = u + self.scale*(c - u)
-        if self.rescale: out = rescale_guided(out, c, self.rescale)
+        if self.rescale:
+            out = rescale_guided(out, c, self.rescale)
         return torch.where(guided.view(-1, *[1]*(x.ndim - 1)), out, c)
 
 def check_guiding(scale, interval):
     "Raises `ValueError` for a scale that isn't finite, and for an interval that ends before it begins."
-    if not math.isfinite(scale): raise ValueError(f"scale is {scale}, expected a finite number")
-    if interval is not None and not interval[0] <= interval[1]: raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}, expected a finite number")
+    if interval is not None and not interval[0] <= interval[1]:
+        raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
 
 def guided_at(t:torch.Tensor, interval) -> torch.Tensor: # `(n,)` bool
     "Which of the times `(n,)` are within `interval`; all where it's None."
@@ -59,19 +68,25 @@ def rescale_guided(guided, cond, # predictions `(n, ...)`, guided and plainly co
 
 def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind. Raises `ValueError` if it takes none."
-    if not callable(model): raise TypeError(f"expected a model(x, t, context), but this is a {type(model).__name__}")
+    if not callable(model):
+        raise TypeError(f"expected a model(x, t, context), but this is a {type(model).__name__}")
     f = model.forward if isinstance(model, nn.Module) else model
-    try: inspect.signature(f).bind('x', 't', 'context')
-    except TypeError: raise ValueError("guidance needs a conditional model, model(x, t, context), but this one takes no context") from None
+    try:
+        inspect.signature(f).bind('x', 't', 'context')
+    except TypeError:
+        raise ValueError("guidance needs a conditional model, model(x, t, context), but this one takes no context") from None
     if getattr(model, 'num_classes', 0) is None:
         raise ValueError("guidance needs a conditional model, but this one was built without classes: UNet(num_classes=...), trained with cond_drop")
     return getattr(model, 'num_classes', None)
 
 def _context(c, num_classes, name):
     c = torch.as_tensor(c)
-    if num_classes is None: return c
-    if c.dtype.is_floating_point or c.dtype == torch.bool: raise TypeError(f"{name} must be whole numbers, the classes, but is {c.dtype}")
-    if c.ndim > 1: raise ValueError(f"{name} must be one class, or one for each picture (n,), but has shape {tuple(c.shape)}")
+    if num_classes is None:
+        return c
+    if c.dtype.is_floating_point or c.dtype == torch.bool:
+        raise TypeError(f"{name} must be whole numbers, the classes, but is {c.dtype}")
+    if c.ndim > 1:
+        raise ValueError(f"{name} must be one class, or one for each picture (n,), but has shape {tuple(c.shape)}")
     if c.numel() == 0 or c.min() < 0 or c.max() > num_classes:
         raise ValueError(f"{name} must hold classes from 0 to {num_classes - 1}, or {num_classes} for none, but is {c.tolist()}")
     return c.long()
@@ -79,6 +94,8 @@ def _context(c, num_classes, name):
 def _for_each(c, x, name):
     "The context `c` on `x`'s device, one for each of its pictures."
     c = c.to(x.device)
-    if c.ndim == 0 or len(c) == 1 != len(x): return c.expand(len(x), *c.shape[1:])
-    if len(c) != len(x): raise ValueError(f"{name} is for {len(c)} pictures, but there are {len(x)}: give one for each, or one for all")
+    if c.ndim == 0 or len(c) == 1 != len(x):
+        return c.expand(len(x), *c.shape[1:])
+    if len(c) != len(x):
+        raise ValueError(f"{name} is for {len(c)} pictures, but there are {len(x)}: give one for each, or one for all")
     return c

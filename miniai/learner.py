@@ -9,14 +9,25 @@ __all__ = ['SCOPES', 'STEPS', 'EVENTS', 'CANCELS', 'FORMAT', 'CancelFit', 'Cance
            'set_rng', 'modes_kept', 'untouched', 'first_batch', 'Summary', 'save_state', 'load_state']
 
 # %% ../nbs/11_learner.ipynb #c002
-import copy, difflib, hashlib, json, math, os, random, shutil, sys, time
+import copy
+import difflib
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from .tensors import default_device, to_cpu, to_device
 
 # %% ../nbs/11_learner.ipynb #c009
@@ -24,9 +35,12 @@ SCOPES = 'fit', 'epoch', 'batch'                     # can be cancelled, and are
 STEPS = 'predict', 'loss', 'backward', 'step'        # the inside of a batch
 EVENTS = [f'{when}_{what}' for what in SCOPES + STEPS for when in ('before', 'after')] + [f'cleanup_{what}' for what in SCOPES]
 
-class CancelFit(Exception): "Raise in a callback to end the whole fit."
-class CancelEpoch(Exception): "Raise in a callback to go on with the next epoch (or the validation)."
-class CancelBatch(Exception): "Raise in a callback to go on with the next batch."
+class CancelFit(Exception):
+    "Raise in a callback to end the whole fit."
+class CancelEpoch(Exception):
+    "Raise in a callback to go on with the next epoch (or the validation)."
+class CancelBatch(Exception):
+    "Raise in a callback to go on with the next batch."
 CANCELS = dict(zip(SCOPES, (CancelFit, CancelEpoch, CancelBatch)))
 
 class Callback:
@@ -48,9 +62,12 @@ class Callback:
 def check_callbacks(cbs):
     "`cbs` in the order they run in. Raises `TypeError` for what is no callback, `ValueError` where two clash."
     for cb in cbs:
-        if isinstance(cb, type): raise TypeError(f"{cb.__name__} is a class: give an instance, {cb.__name__}(...)")
-        if not isinstance(cb, Callback): raise TypeError(f"a callback must be a subclass of Callback, but this is a {type(cb).__name__}")
-        if not isinstance(cb.order, (int, float)): raise TypeError(f"{_name(cb)}.order is {cb.order!r}, expected a number")
+        if isinstance(cb, type):
+            raise TypeError(f"{cb.__name__} is a class: give an instance, {cb.__name__}(...)")
+        if not isinstance(cb, Callback):
+            raise TypeError(f"a callback must be a subclass of Callback, but this is a {type(cb).__name__}")
+        if not isinstance(cb.order, (int, float)):
+            raise TypeError(f"{_name(cb)}.order is {cb.order!r}, expected a number")
     for cb in cbs:
         for other in cbs:
             if cb is not other and cb.role and cb.role == other.role:
@@ -65,25 +82,32 @@ def _name(o): return type(o).__name__
 # %% ../nbs/11_learner.ipynb #c014
 def describe(x) -> str:
     "A batch in words: the types and shapes in it."
-    if isinstance(x, torch.Tensor): return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
-    if isinstance(x, dict): return '{' + ', '.join(f'{k!r}: {describe(v)}' for k, v in x.items()) + '}'
-    if isinstance(x, (list, tuple)): return f"{_name(x)} of {len(x)}: [" + ', '.join(map(describe, x[:4])) + (', ...]' if len(x) > 4 else ']')
+    if isinstance(x, torch.Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    if isinstance(x, dict):
+        return '{' + ', '.join(f'{k!r}: {describe(v)}' for k, v in x.items()) + '}'
+    if isinstance(x, (list, tuple)):
+        return f"{_name(x)} of {len(x)}: [" + ', '.join(map(describe, x[:4])) + (', ...]' if len(x) > 4 else ']')
     return _name(x)
 
 def _note(e, text):
     "Add `text` to the message of an error."
-    if len(e.args) <= 1: e.args = (f'{e.args[0]}\n{text}' if e.args else text,)
-    elif hasattr(e, 'add_note'): e.add_note(text)                # Python 3.11 on
+    if len(e.args) <= 1:
+        e.args = (f'{e.args[0]}\n{text}' if e.args else text,)
+    elif hasattr(e, 'add_note'):
+        e.add_note(text)                # Python 3.11 on
 
 def _locate(e, where, learn):
     "Say in the error, once, which callback and event it comes from, and what the batch looked like."
-    if isinstance(e, tuple(CANCELS.values())) or hasattr(e, 'located'): return
+    if isinstance(e, tuple(CANCELS.values())) or hasattr(e, 'located'):
+        return
     e.located = True
     at, seen = '', ''
     if learn.batch is not None:
         at = f", epoch {learn.epoch}, {'training' if learn.training else 'validation'} batch {learn.i}"
         parts = dict(zip(('inputs', 'targets'), learn.batch)) if _is_pair(learn.batch) else {'batch': learn.batch}
-        if learn.preds is not None: parts['predictions'] = learn.preds
+        if learn.preds is not None:
+            parts['predictions'] = learn.preds
         seen = ': ' + '; '.join(f'{k} {describe(v)}' for k, v in parts.items())
     _note(e, f'(in {where}{at}{seen})')
 
@@ -98,7 +122,8 @@ class TrainCB(Callback):
     counts = True     # False when the rows of this batch are counted elsewhere (see `AccelerateCB`)
     is_main = True    # False in all but one of several processes: only the main one writes and prints
     def predict(self, learn):
-        if not _is_pair(learn.batch): raise TypeError(f"a batch must be a pair (inputs, targets), but this is {describe(learn.batch)}; "
+        if not _is_pair(learn.batch):
+            raise TypeError(f"a batch must be a pair (inputs, targets), but this is {describe(learn.batch)}; "
                                                       "change it in a callback's before_batch, or several inputs to a tuple: ((a, b), targets)")
         x = learn.batch[0]
         learn.preds = learn.model(*x) if isinstance(x, tuple) else learn.model(x)
@@ -110,8 +135,11 @@ class TrainCB(Callback):
         loss = learn.loss if self.weight == 1 else learn.loss*self.weight
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
     def step(self, learn):
-        if self.scaler is None: learn.opt.step()
-        else: self.scaler.step(learn.opt); self.scaler.update()
+        if self.scaler is None:
+            learn.opt.step()
+        else:
+            self.scaler.step(learn.opt)
+            self.scaler.update()
     def zero_grad(self, learn): learn.opt.zero_grad()
     def total(self, x): return x           # the sum over all processes
     def gather(self, x): return x          # the rows of all processes
@@ -122,7 +150,8 @@ def _plan(cb, calls, training):
     plan = [*calls['before_batch']]
     for step, work in zip(STEPS, ('predict', 'get_loss', 'backward', 'step')[:4 if training else 2]):
         plan += [*calls[f'before_{step}'], (cb, work, getattr(cb, work)), *calls[f'after_{step}']]
-    if training: plan += [(cb, 'zero_grad', cb.zero_grad), (cb, 'count', _count)]
+    if training:
+        plan += [(cb, 'zero_grad', cb.zero_grad), (cb, 'count', _count)]
     return plan + calls['after_batch']
 
 def _count(learn): learn.n_steps += 1
@@ -132,8 +161,11 @@ class Loop:
     def _run(self, calls):
         "Call each of `calls`, (callback, name, function), in turn; an error says where it comes from."
         for cb, name, f in calls:
-            try: f(self)
-            except Exception as e: _locate(e, f'{_name(cb)}.{name}', self); raise
+            try:
+                f(self)
+            except Exception as e:
+                _locate(e, f'{_name(cb)}.{name}', self)
+                raise
 
     def __call__(self, event):
         "Call `event` on every callback that has it, lowest order first."
@@ -142,19 +174,26 @@ class Loop:
     def _cleanup(self, event, error):
         "As `__call__`, but one that fails doesn't keep the others from cleaning up, nor hide the `error` that brought us here."
         for cb, _, f in self.calls[event]:
-            try: f(self)
+            try:
+                f(self)
             except BaseException as e:
                 _locate(e, f'{_name(cb)}.{event}', self)
-                if error is None or isinstance(error, tuple(CANCELS.values())): error = e
-                elif hasattr(error, 'add_note') and error is not e: error.add_note(f'(and then {_name(cb)}.{event}: {_name(e)}: {e})')
+                if error is None or isinstance(error, tuple(CANCELS.values())):
+                    error = e
+                elif hasattr(error, 'add_note') and error is not e:
+                    error.add_note(f'(and then {_name(cb)}.{event}: {_name(e)}: {e})')
         return error
 
     def _scope(self, name, work):
         error = None
-        try: work()
-        except CANCELS[name]: pass
-        except BaseException as e: error = e
-        if (error := self._cleanup(f'cleanup_{name}', error)): raise error
+        try:
+            work()
+        except CANCELS[name]:
+            pass
+        except BaseException as e:
+            error = e
+        if (error := self._cleanup(f'cleanup_{name}', error)):
+            raise error
 
     def _batch(self): self._run(self.plan)
 
@@ -165,8 +204,11 @@ class Loop:
             for self.i, self.batch in enumerate(self.dl):
                 self.preds = None
                 self._scope('batch', self._batch)
-        except CancelEpoch: self.complete = True; raise
-        if self.i < 0: raise ValueError(f"the {'training' if self.training else 'validation'} loader gave no batch")
+        except CancelEpoch:
+            self.complete = True
+            raise
+        if self.i < 0:
+            raise ValueError(f"the {'training' if self.training else 'validation'} loader gave no batch")
         self.complete = True
         self('after_epoch')
 
@@ -175,13 +217,16 @@ class Loop:
         self.training, self.dl, self.complete, self.batch = training, self.dls.train if training else self.dls.valid, False, None
         self.plan = _plan(self.train_cb, self.calls, training)
         self.model.train(training)
-        with torch.set_grad_enabled(training): self._scope('epoch', self._epoch)
+        with torch.set_grad_enabled(training):
+            self._scope('epoch', self._epoch)
 
     def _fit(self):
         self('before_fit')
-        if self.resume: self._carry_on()
+        if self.resume:
+            self._carry_on()
         for self.epoch in range(self.epoch, self.n_epochs):
-            for training in self.passes: self._pass(training)
+            for training in self.passes:
+                self._pass(training)
         self('after_fit')
 
     @property
@@ -198,7 +243,8 @@ class Loop:
         try:
             self._prepare(n_epochs, lr, [True]*bool(train) + [False]*bool(valid))
             self._scope('fit', self._fit)
-        finally: self.cbs = own
+        finally:
+            self.cbs = own
         return self
 
 # %% ../nbs/11_learner.ipynb #c020
@@ -211,7 +257,8 @@ class Learner(Loop):
         self.model, self.dls, self.loss_func, self.lr, self.opt_func = model, dls, loss_func, lr, opt_func
         self.cbs, self.resume, self.batch, self.preds = list(cbs), None, None, None
         check_callbacks(self.cbs)
-        if not any(isinstance(cb, TrainCB) for cb in self.cbs): self.cbs.append(TrainCB())
+        if not any(isinstance(cb, TrainCB) for cb in self.cbs):
+            self.cbs.append(TrainCB())
 
     def _with(self, cbs):
         "The learner's callbacks and `cbs`."
@@ -221,15 +268,18 @@ class Learner(Loop):
     def _prepare(self, n_epochs, lr, passes):
         "Look everything over, then set the counters and make the optimiser."
         cbs, n = check_callbacks(self.cbs), _n_batches(self.dls.train, 'training')
-        if False in passes: _n_batches(self.dls.valid, 'validation')
-        if self.resume: _match_callbacks(self.resume['cbs'], cbs)
+        if False in passes:
+            _n_batches(self.dls.valid, 'validation')
+        if self.resume:
+            _match_callbacks(self.resume['cbs'], cbs)
         self.calls = {event: [(cb, event, getattr(cb, event)) for cb in cbs if hasattr(cb, event)] for event in EVENTS}
         self.train_cb = next(cb for cb in cbs if isinstance(cb, TrainCB))
         self.n_epochs, self.passes, self.epoch, self.n_steps, self.n_batches, self.total_steps = n_epochs, passes, 0, 0, n, n_epochs*n
         self.training, self.complete, self.batch, self.preds = False, False, None, None
         # the model moves before the optimiser is made: on some backends it would hold on to the old weights
         for cb in cbs:
-            if getattr(cb, 'device', None) is not None: self.model.to(cb.device)
+            if getattr(cb, 'device', None) is not None:
+                self.model.to(cb.device)
         self.opt = self.opt_func(self.model.parameters(), lr=self.lr if lr is None else lr)
         self.opt.zero_grad()                      # an interrupted fit may have left gradients behind
 
@@ -260,8 +310,10 @@ class Learner(Loop):
     def _carry_on(self): _carry_on(self)
 
 def _n_batches(dl, name):
-    if not hasattr(dl, '__len__'): raise TypeError(f"the {name} loader ({_name(dl)}) has no length: a schedule needs to know how many batches there are")
-    if not len(dl): raise ValueError(f"the {name} loader has no batches: its data set is empty (or smaller than one batch, with drop_last)")
+    if not hasattr(dl, '__len__'):
+        raise TypeError(f"the {name} loader ({_name(dl)}) has no length: a schedule needs to know how many batches there are")
+    if not len(dl):
+        raise ValueError(f"the {name} loader has no batches: its data set is empty (or smaller than one batch, with drop_last)")
     return len(dl)
 
 # %% ../nbs/11_learner.ipynb #c022
@@ -272,7 +324,8 @@ class DeviceCB(Callback):
     def before_batch(self, learn):
         # most batches are there already, and asking is quicker than going through them
         b = learn.batch
-        if not (_is_pair(b) and all(isinstance(o, torch.Tensor) and o.device == self.device for o in b)): learn.batch = to_device(b, self.device)
+        if not (_is_pair(b) and all(isinstance(o, torch.Tensor) and o.device == self.device for o in b)):
+            learn.batch = to_device(b, self.device)
 
 # %% ../nbs/11_learner.ipynb #c024
 class MetricsCB(Callback):
@@ -283,52 +336,69 @@ class MetricsCB(Callback):
                  **named):
         self.metrics = {getattr(m, '__name__', _name(m)): m for m in metrics} | named
         for k, m in self.metrics.items():
-            if not callable(m) and not _collects(m): raise TypeError(f"metric {k!r} is a {_name(m)}: expected a function, or an object with update, compute and reset")
+            if not callable(m) and not _collects(m):
+                raise TypeError(f"metric {k!r} is a {_name(m)}: expected a function, or an object with update, compute and reset")
     def before_fit(self, learn): learn.history = []
     def before_epoch(self, learn):
         self.sums, self.n = {}, 0
         for m in self.metrics.values():
-            if _collects(m): m.reset()
+            if _collects(m):
+                m.reset()
     def after_loss(self, learn):
         preds, y = learn.preds, learn.batch[1]
         n = (len(preds) if isinstance(preds, torch.Tensor) else len(y))*learn.train_cb.counts
         vals = {'loss': learn.loss.detach()}
         for k, m in () if learn.training else self.metrics.items():
-            try: vals |= self._measure(k, m, preds, y, learn)
-            except Exception as e: _note(e, f'(metric {k!r})'); raise
+            try:
+                vals |= self._measure(k, m, preds, y, learn)
+            except Exception as e:
+                _note(e, f'(metric {k!r})')
+                raise
         self.n += n
         for k, v in vals.items():
-            if v.ndim: v = v.reshape(())
+            if v.ndim:
+                v = v.reshape(())
             # added up on the device, in place: asking for a value in every batch would make a GPU wait
-            if k in self.sums: self.sums[k].add_(v, alpha=n)
-            else: self.sums[k] = v.float()*n
+            if k in self.sums:
+                self.sums[k].add_(v, alpha=n)
+            else:
+                self.sums[k] = v.float()*n
     def _measure(self, k, m, preds, y, learn):
         if _collects(m):
             # those that add up over processes by themselves see their own rows, the others everyone's
             rows = (preds, y) if hasattr(m, 'sync_on_compute') else learn.train_cb.gather((preds, y))
-            if hasattr(m, 'to'): m.to(rows[0].device)
+            if hasattr(m, 'to'):
+                m.to(rows[0].device)
             m.update(*rows)
             return {}
         v = torch.as_tensor(m(preds, y), device=learn.loss.device)
-        if v.numel() != 1: raise ValueError(f"expected one number, but got {describe(v)}")
+        if v.numel() != 1:
+            raise ValueError(f"expected one number, but got {describe(v)}")
         return {k: v.detach()}
     def cleanup_epoch(self, learn):
-        if not getattr(self, 'sums', None): return
+        if not getattr(self, 'sums', None):
+            return
         # several processes are asked only when all of them got here
         total = learn.train_cb.total if learn.complete else (lambda x: x)
         sums = total(torch.stack([*self.sums.values(), torch.as_tensor(float(self.n), device=learn.loss.device)])).tolist()
         row = dict(zip(self.sums, (v/sums[-1] for v in sums[:-1])))
-        if not learn.training and learn.complete: row |= self._computed()
-        if learn.training or not learn.history or learn.history[-1]['epoch'] != learn.epoch: learn.history.append({'epoch': learn.epoch})
+        if not learn.training and learn.complete:
+            row |= self._computed()
+        if learn.training or not learn.history or learn.history[-1]['epoch'] != learn.epoch:
+            learn.history.append({'epoch': learn.epoch})
         prefix = 'train_' if learn.training else 'valid_'
         learn.history[-1].update({prefix + 'loss' if k == 'loss' else k: v for k, v in row.items()})
         self.sums = {}
     def _computed(self):
         out = {}
         for k, m in self.metrics.items():
-            if not _collects(m): continue
-            try: v = m.compute()
-            except Exception as e: _note(e, f'(metric {k!r}, compute)'); raise
+            if not _collects(m):
+                continue
+            try:
+                v = m.compute()
+            except Exception as e:
+                _note(e, f'(metric {k!r}, compute)')
+                raise
             out |= {kk: torch.as_tensor(vv).tolist() for kk, vv in (v if isinstance(v, dict) else {k: v}).items()}
         return out
     def state_dict(self, learn): return {'history': learn.history}
@@ -350,23 +420,29 @@ class ProgressCB(Callback):
                 ): self.plot, self.n_lines, self.show = plot, n_lines, show
     def before_fit(self, learn):
         self.bar, self.active = None, self.show and learn.train_cb.is_main
-        if not self.active: return
+        if not self.active:
+            return
         from fastprogress import fastprogress as fp  # heavy to import: only when a bar is wanted
         nb = fp.IN_NOTEBOOK
         self.bar = fp.NBMasterBar(range(100)) if nb else fp.ConsoleProgressBar(range(100)) if sys.stdout.isatty() else None
         self.avg, self.start, self.at, self.due, self.losses, self.waiting = None, time.time(), -1, 0, [], []
-        if self.bar: self.bar.update(0)
+        if self.bar:
+            self.bar.update(0)
     def after_batch(self, learn):
-        if not self.active or not learn.training: return
+        if not self.active or not learn.training:
+            return
         self.waiting.append(learn.loss.detach())                     # on the device until somebody looks
         pct = learn.pct
-        if (time.time() if self.bar else pct) >= self.due or pct >= 1 and self.at < 100: self._draw(learn)
-        elif len(self.waiting) >= 1000: self._look(learn)
+        if (time.time() if self.bar else pct) >= self.due or pct >= 1 and self.at < 100:
+            self._draw(learn)
+        elif len(self.waiting) >= 1000:
+            self._look(learn)
     def _look(self, learn):
         for k, loss in enumerate(torch.stack(self.waiting).flatten().tolist() if self.waiting else (), learn.n_steps - len(self.waiting) + 1):
             # a moving average; over fewer than 50 steps, the plain one
             self.avg = loss if self.avg is None else self.avg + (loss - self.avg)*max(0.02, 1/max(k, 1))
-            if not self.losses or k - self.losses[-1][0] >= learn.total_steps/100: self.losses.append((k, self.avg))
+            if not self.losses or k - self.losses[-1][0] >= learn.total_steps/100:
+                self.losses.append((k, self.avg))
         self.waiting = []
     def _draw(self, learn):
         self._look(learn)
@@ -378,8 +454,10 @@ class ProgressCB(Callback):
             self.due = (int(learn.pct*self.n_lines) + 1)/max(1, self.n_lines)
             return
         getattr(self.bar, 'main_bar', self.bar).comment = text
-        if self.at: self.bar.update(self.at)                         # (0 would start its clock again)
-        if self.plot and hasattr(self.bar, 'update_graph'): self.bar.update_graph(self._graph(learn))
+        if self.at:
+            self.bar.update(self.at)                         # (0 would start its clock again)
+        if self.plot and hasattr(self.bar, 'update_graph'):
+            self.bar.update_graph(self._graph(learn))
         # a picture takes long to draw: at most a twentieth of the time goes into that
         self.due = time.time() + max(0.25, 20*(time.time() - start))
     def _graph(self, learn):
@@ -387,11 +465,15 @@ class ProgressCB(Callback):
         valid = [((h['epoch'] + 1)*steps, h['valid_loss']) for h in hist if 'valid_loss' in h]
         return [list(zip(*g)) for g in (self.losses, valid) if g]
     def cleanup_fit(self, learn):
-        if getattr(self, 'bar', None) is None: return
+        if getattr(self, 'bar', None) is None:
+            return
         self._look(learn)
-        if hasattr(self.bar, 'update_graph') and self.plot and self.losses: self.bar.update_graph(self._graph(learn))
-        if self.at < 100: self.bar.on_iter_end()
-        if not hasattr(self.bar, 'update_graph'): print()
+        if hasattr(self.bar, 'update_graph') and self.plot and self.losses:
+            self.bar.update_graph(self._graph(learn))
+        if self.at < 100:
+            self.bar.on_iter_end()
+        if not hasattr(self.bar, 'update_graph'):
+            print()
         self.bar = None
 
 # %% ../nbs/11_learner.ipynb #c032
@@ -399,7 +481,8 @@ def warmup_cosine(pct:float, # how far the fit is, 0 to 1
                   warmup:float=0.05 # share of it spent warming up
                  ) -> float:
     "A factor for the learning rate: up from 0 to 1 in a line, then down to 0 along half a cosine (Loshchilov & Hutter 2017)."
-    if pct < warmup: return pct/warmup
+    if pct < warmup:
+        return pct/warmup
     return 0.5*(1 + math.cos(math.pi*min(1., (pct - warmup)/(1 - warmup))))
 
 class ScheduleCB(Callback):
@@ -409,7 +492,8 @@ class ScheduleCB(Callback):
     def before_fit(self, learn): self.base, learn.lrs = [g['lr'] for g in learn.opt.param_groups], []
     def before_step(self, learn):
         factor = self.sched(learn.pct)
-        for g, lr in zip(learn.opt.param_groups, self.base): g['lr'] = lr*factor
+        for g, lr in zip(learn.opt.param_groups, self.base):
+            g['lr'] = lr*factor
         learn.lrs.append(learn.opt.param_groups[0]['lr'])
     def state_dict(self, learn): return {'base': self.base, 'lrs': torch.tensor(learn.lrs, dtype=torch.float64)}
     def load_state_dict(self, learn, state): self.base, learn.lrs = state['base'], state['lrs'].tolist()
@@ -418,14 +502,17 @@ class TimeBudgetCB(Callback):
     "Ends the fit after `seconds`; `learn.pct` follows the clock. Give `fit` more epochs than there is time for."
     order, in_trials = -10, False
     def __init__(self, seconds:float, clock=time.perf_counter): # `clock`: what counts them; `time.process_time` leaves out those when others had the processor
-        if not seconds > 0: raise ValueError(f"seconds is {seconds}, expected more than 0")
+        if not seconds > 0:
+            raise ValueError(f"seconds is {seconds}, expected more than 0")
         self.seconds, self.clock = seconds, clock
     def before_fit(self, learn): self.start = self.clock()
     def after_batch(self, learn):
         # as many steps as the seconds will allow, if the rest go as fast as those so far
-        if learn.training: learn.total_steps = learn.n_steps*self.seconds/(self.clock() - self.start)
+        if learn.training:
+            learn.total_steps = learn.n_steps*self.seconds/(self.clock() - self.start)
     def before_batch(self, learn):
-        if learn.training and learn.pct >= 1: raise CancelFit
+        if learn.training and learn.pct >= 1:
+            raise CancelFit
     def state_dict(self, learn): return {'spent': self.clock() - self.start, 'total_steps': learn.total_steps}
     def load_state_dict(self, learn, state): self.start, learn.total_steps = self.clock() - state['spent'], state['total_steps']
 
@@ -438,11 +525,14 @@ class NaNStopCB(Callback):
     def before_fit(self, learn):
         self.stopped, self.good = False, copy.deepcopy(learn.model.state_dict())
     def after_loss(self, learn):
-        if not learn.training: return
+        if not learn.training:
+            return
         if learn.loss.detach().isfinite():
-            if learn.n_steps % self.every: return
+            if learn.n_steps % self.every:
+                return
             # a finite loss was computed from these weights, so they are good
-            for k, v in learn.model.state_dict().items(): self.good[k].copy_(v)
+            for k, v in learn.model.state_dict().items():
+                self.good[k].copy_(v)
             return
         learn.model.load_state_dict(self.good)
         self.stopped = True
@@ -463,7 +553,8 @@ class EMACB(Callback):
     order, in_trials = 30, False
     def __init__(self, decay:float=0.999): self.decay, self.model, self.t = decay, None, 0
     def before_fit(self, learn):
-        if self.model is None: self.model = copy.deepcopy(learn.model).eval().requires_grad_(False)
+        if self.model is None:
+            self.model = copy.deepcopy(learn.model).eval().requires_grad_(False)
         self.pairs = [list(o) for o in zip(*zip(self.model.parameters(), learn.model.parameters()))]
     @torch.no_grad()
     def after_step(self, learn):
@@ -471,9 +562,11 @@ class EMACB(Callback):
         torch._foreach_lerp_(*self.pairs, 1 - d)
         self.t += 1
     def cleanup_fit(self, learn):
-        if self.model is None: return
+        if self.model is None:
+            return
         # buffers (batch statistics, say) are counts and averages already: copied as they are
-        for a, b in zip(self.model.buffers(), learn.model.buffers()): a.copy_(b)
+        for a, b in zip(self.model.buffers(), learn.model.buffers()):
+            a.copy_(b)
     def state_dict(self, learn): return {'model': self.model.state_dict(), 't': self.t}
     def load_state_dict(self, learn, state): self.model.load_state_dict(state['model']); self.t = state['t']
 
@@ -489,8 +582,10 @@ def get_rng(dls) -> dict:
     _, keys, *rest = np.random.get_state()
     state = {'python': random.getstate(), 'numpy': [torch.tensor(keys.astype(np.int64)), *rest], 'torch': torch.get_rng_state(),
              'loaders': [g.get_state() for g in _generators(dls)]}
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): state['cuda'] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state['mps'] = torch.mps.get_rng_state()
     return state
 
 def set_rng(dls, state:dict):
@@ -499,19 +594,24 @@ def set_rng(dls, state:dict):
     keys, *rest = state['numpy']
     np.random.set_state(('MT19937', keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    for g, s in zip(_generators(dls), state['loaders']): g.set_state(s)
+    for g, s in zip(_generators(dls), state['loaders']):
+        g.set_state(s)
     # a state saved where there were more GPUs than here is used as far as it goes
     if torch.cuda.is_available():
-        for i, s in enumerate(state.get('cuda', ())[:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
-    if torch.backends.mps.is_available() and 'mps' in state: torch.mps.set_rng_state(state['mps'])
+        for i, s in enumerate(state.get('cuda', ())[:torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(s, i)
+    if torch.backends.mps.is_available() and 'mps' in state:
+        torch.mps.set_rng_state(state['mps'])
 
 @contextmanager
 def modes_kept(model):
     "Whatever happens inside: each module of `model` is afterwards in training or evaluation mode as it was."
     modes = [(m, m.training) for m in model.modules()]
-    try: yield
+    try:
+        yield
     finally:
-        for m, mode in modes: m.training = mode
+        for m, mode in modes:
+            m.training = mode
 
 @contextmanager
 def untouched(learn):
@@ -520,11 +620,15 @@ def untouched(learn):
     kept = [t.detach().clone() for t in tensors]
     cbs, rng = [(cb, dict(vars(cb))) for cb in learn.cbs], get_rng(learn.dls)
     try:
-        with modes_kept(learn.model): yield
+        with modes_kept(learn.model):
+            yield
     finally:
         with torch.no_grad():
-            for t, k in zip(tensors, kept): t.copy_(k)
-        for cb, attrs in cbs: vars(cb).clear(); vars(cb).update(attrs)
+            for t, k in zip(tensors, kept):
+                t.copy_(k)
+        for cb, attrs in cbs:
+            vars(cb).clear()
+            vars(cb).update(attrs)
         set_rng(learn.dls, rng)
 
 # %% ../nbs/11_learner.ipynb #c047
@@ -533,10 +637,13 @@ class _Catch(Callback):
     order, in_trials = 1000, False
     def __init__(self, first=False): self.first, self.preds, self.targets = first, [], []
     def before_predict(self, learn):
-        if self.first: self.batch = learn.batch; raise CancelFit
+        if self.first:
+            self.batch = learn.batch
+            raise CancelFit
     def after_predict(self, learn):
         preds, y = learn.train_cb.gather((learn.preds, learn.batch[1]))
-        self.preds.append(to_cpu(preds)); self.targets.append(to_cpu(y))
+        self.preds.append(to_cpu(preds))
+        self.targets.append(to_cpu(y))
         raise CancelBatch
 
 def _get_preds(learn, dl=None):
@@ -559,8 +666,9 @@ def first_batch(learn):
     return got.batch
 
 def _show_batch(learn, n=16, dl=None):
-    from miniai.plot import show_images         # brings matplotlib: only when a picture is wanted
-    with untouched(learn): x, y = next(iter(dl or learn.dls.train))
+    from miniai.plot import show_images  # brings matplotlib: only when a picture is wanted
+    with untouched(learn):
+        x, y = next(iter(dl or learn.dls.train))
     titles = None if y.ndim != 1 or y.is_floating_point() else [str(v) for v in y[:n].tolist()]
     return show_images(to_cpu(x[:n]), titles=titles)
 
@@ -590,12 +698,15 @@ def _summary(learn):
         learn.model.eval()
         try:
             hooks = [m.register_forward_hook(hook(n)) for n, m in learn.model.named_modules() if not list(m.children())]
-            with flops: learn.model(*x) if isinstance(x, tuple) else learn.model(x)
+            with flops:
+                learn.model(*x) if isinstance(x, tuple) else learn.model(x)
         finally:
-            for h in hooks: h.remove()
+            for h in hooks:
+                h.remove()
     n = len(x[0] if isinstance(x, tuple) else x)
     counts = {k.partition('.')[2]: sum(v.values())/n/1e6 for k, v in flops.get_flop_counts().items()}
-    for r in rows: r[4] = counts.get(r[0], 0.)
+    for r in rows:
+        r[4] = counts.get(r[0], 0.)
     ps = list(learn.model.parameters())
     return Summary([tuple(r) for r in rows], sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad), flops.get_total_flops()/n/1e6, describe(x))
 
@@ -604,45 +715,64 @@ FORMAT = 'miniai checkpoint, version 1'
 
 def _pack(o, at, tensors):
     "`o` for JSON, its tensors moved to the list `tensors`. `at` says where we are, for the error."
-    if isinstance(o, torch.Tensor): tensors.append(o.detach().cpu().contiguous().clone()); return {'tensor': len(tensors) - 1}
-    if o is None or isinstance(o, (bool, str)): return o
-    if isinstance(o, int): return int(o)
-    if isinstance(o, float): return float(o)
-    if isinstance(o, tuple): return {'tuple': [_pack(v, f'{at}[{i}]', tensors) for i, v in enumerate(o)]}
-    if isinstance(o, list): return [_pack(v, f'{at}[{i}]', tensors) for i, v in enumerate(o)]
-    if isinstance(o, dict): return {'dict': [[_pack(k, at, tensors), _pack(v, f'{at}.{k}', tensors)] for k, v in o.items()]}
-    if isinstance(o, np.generic): return _pack(o.item(), at, tensors)
+    if isinstance(o, torch.Tensor):
+        tensors.append(o.detach().cpu().contiguous().clone())
+        return {'tensor': len(tensors) - 1}
+    if o is None or isinstance(o, (bool, str)):
+        return o
+    if isinstance(o, int):
+        return int(o)
+    if isinstance(o, float):
+        return float(o)
+    if isinstance(o, tuple):
+        return {'tuple': [_pack(v, f'{at}[{i}]', tensors) for i, v in enumerate(o)]}
+    if isinstance(o, list):
+        return [_pack(v, f'{at}[{i}]', tensors) for i, v in enumerate(o)]
+    if isinstance(o, dict):
+        return {'dict': [[_pack(k, at, tensors), _pack(v, f'{at}.{k}', tensors)] for k, v in o.items()]}
+    if isinstance(o, np.generic):
+        return _pack(o.item(), at, tensors)
     raise TypeError(f"{at} is a {_name(o)}, which a checkpoint can't hold: tensors, numbers, strings, lists, tuples and dicts only")
 
 def _unpack(o, tensors):
-    if isinstance(o, list): return [_unpack(v, tensors) for v in o]
-    if not isinstance(o, dict): return o
+    if isinstance(o, list):
+        return [_unpack(v, tensors) for v in o]
+    if not isinstance(o, dict):
+        return o
     (kind, v), = o.items()
-    if kind == 'tensor': return tensors[str(v)]
+    if kind == 'tensor':
+        return tensors[str(v)]
     return tuple(_unpack(i, tensors) for i in v) if kind == 'tuple' else {_unpack(k, tensors): _unpack(i, tensors) for k, i in v}
 
 # %% ../nbs/11_learner.ipynb #c054
 def _sha256(path):
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while (part := f.read(1 << 20)): h.update(part)
+        while (part := f.read(1 << 20)):
+            h.update(part)
     return h.hexdigest()
 
 def _to_disk(path):
     "Ask the system to really write it."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    except OSError: pass                          # a folder, on systems that can't do that
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass                          # a folder, on systems that can't do that
+    finally:
+        os.close(fd)
 
 def _write_json(path, o):
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    aside.write_text(json.dumps(o)); _to_disk(aside)
+    aside.write_text(json.dumps(o))
+    _to_disk(aside)
     os.replace(aside, path)
 
 def _remove(folder):
     away = folder.with_name(f'.old-{folder.name}')
-    shutil.rmtree(away, ignore_errors=True); os.rename(folder, away); shutil.rmtree(away, ignore_errors=True)
+    shutil.rmtree(away, ignore_errors=True)
+    os.rename(folder, away)
+    shutil.rmtree(away, ignore_errors=True)
 
 def save_state(folder, # made if it isn't there
                name:str, # of the checkpoint in it; a number is added if there's one of that name already
@@ -655,13 +785,16 @@ def save_state(folder, # made if it isn't there
     packed = _pack(state, 'state', tensors)
     folder.mkdir(parents=True, exist_ok=True)
     new, i = folder/name, 1
-    while new.exists(): new, i = folder/f'{name}-{i}', i + 1
+    while new.exists():
+        new, i = folder/f'{name}-{i}', i + 1
     aside = folder/f'.{new.name}.{os.getpid()}'
-    shutil.rmtree(aside, ignore_errors=True); aside.mkdir()
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
     save_file({str(i): t for i, t in enumerate(tensors)}, aside/'tensors.safetensors')
     _write_json(aside/'state.json', dict(format=FORMAT, tensors_sha256=_sha256(aside/'tensors.safetensors'), state_sha256=_text_sha256(packed), state=packed))
     _to_disk(aside/'tensors.safetensors')
-    os.rename(aside, new); _to_disk(folder)
+    os.rename(aside, new)
+    _to_disk(folder)
     _write_json(folder/'latest.json', dict(format=FORMAT, checkpoint=new.name))
     ours = [p for p in folder.iterdir() if not p.name.startswith('.') and (p/'state.json').is_file() and p != new]
     for p in sorted(ours, key=lambda p: p.stat().st_mtime_ns)[:len(ours) - (keep - 1)]: _remove(p)
@@ -670,8 +803,10 @@ def save_state(folder, # made if it isn't there
 def _text_sha256(o): return hashlib.sha256(json.dumps(o, sort_keys=True).encode()).hexdigest()
 
 def _read_json(path):
-    try: o = json.loads(path.read_text())
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is no JSON: truncated, corrupted or foreign ({e})") from None
+    try:
+        o = json.loads(path.read_text())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is no JSON: truncated, corrupted or foreign ({e})") from None
     if not isinstance(o, dict) or o.get('format') != FORMAT:
         raise ValueError(f"{path} is foreign: its format is {o.get('format') if isinstance(o, dict) else None!r}, expected {FORMAT!r}")
     return o
@@ -682,15 +817,20 @@ def load_state(folder # as given to `save_state` (then the latest), or one check
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     folder = Path(folder)
-    if (folder/'latest.json').is_file(): folder = folder/str(_read_json(folder/'latest.json').get('checkpoint'))
+    if (folder/'latest.json').is_file():
+        folder = folder/str(_read_json(folder/'latest.json').get('checkpoint'))
     for name in ('state.json', 'tensors.safetensors'):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"no checkpoint here: {folder/name} is missing")
+        if not (folder/name).is_file():
+            raise FileNotFoundError(f"no checkpoint here: {folder/name} is missing")
     o = _read_json(folder/'state.json')
-    if _text_sha256(o.get('state')) != o.get('state_sha256'): raise ValueError(f"{folder/'state.json'} is corrupted: its checksum differs")
+    if _text_sha256(o.get('state')) != o.get('state_sha256'):
+        raise ValueError(f"{folder/'state.json'} is corrupted: its checksum differs")
     if _sha256(folder/'tensors.safetensors') != o.get('tensors_sha256'):
         raise ValueError(f"{folder/'tensors.safetensors'} is truncated, corrupted or of another checkpoint: its checksum differs")
-    try: return _unpack(o['state'], load_file(folder/'tensors.safetensors'))
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e: raise ValueError(f"{folder} can't be unpacked: {_name(e)} {e}") from e
+    try:
+        return _unpack(o['state'], load_file(folder/'tensors.safetensors'))
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ValueError(f"{folder} can't be unpacked: {_name(e)} {e}") from e
 
 # %% ../nbs/11_learner.ipynb #c057
 def _learner_state(learn, epochs_done):
@@ -702,37 +842,49 @@ def _stateful(cbs):
     "(key, callback) of those with a state; the second of a class is called `EMACB 2`."
     seen = {}
     for cb in cbs:
-        if not hasattr(cb, 'state_dict'): continue
+        if not hasattr(cb, 'state_dict'):
+            continue
         n = seen[_name(cb)] = seen.get(_name(cb), 0) + 1
         yield _name(cb) if n == 1 else f'{_name(cb)} {n}', cb
 
 def _match_callbacks(saved, cbs):
     here = dict(_stateful(cbs))
     for k in saved:
-        if k not in here: raise ValueError(f"the checkpoint holds the state of a {k}, but this fit has none (it has {list(here)}): give it one")
+        if k not in here:
+            raise ValueError(f"the checkpoint holds the state of a {k}, but this fit has none (it has {list(here)}): give it one")
 
 def _match(learn, state):
     "Raises `ValueError` naming the first thing in which the checkpoint and the learner differ."
     mine, theirs = learn.model.state_dict(), state['model']
     for k, v in mine.items():
-        if k not in theirs: raise ValueError(f"for another model: the checkpoint has no {k!r} (its first are {list(theirs)[:3]})")
-        if describe(v) != describe(theirs[k]): raise ValueError(f"for another model: {k!r} is {describe(theirs[k])} in the checkpoint, {describe(v)} here")
+        if k not in theirs:
+            raise ValueError(f"for another model: the checkpoint has no {k!r} (its first are {list(theirs)[:3]})")
+        if describe(v) != describe(theirs[k]):
+            raise ValueError(f"for another model: {k!r} is {describe(theirs[k])} in the checkpoint, {describe(v)} here")
     for k in theirs:
-        if k not in mine: raise ValueError(f"for another model: the checkpoint has {k!r}, this model hasn't")
+        if k not in mine:
+            raise ValueError(f"for another model: the checkpoint has {k!r}, this model hasn't")
     opt = learn.opt_func(learn.model.parameters(), lr=learn.lr)
-    if _name(opt) != state['opt_name']: raise ValueError(f"for another optimiser: {state['opt_name']} in the checkpoint, {_name(opt)} here")
+    if _name(opt) != state['opt_name']:
+        raise ValueError(f"for another optimiser: {state['opt_name']} in the checkpoint, {_name(opt)} here")
     sizes = [[len(g['params']) for g in groups] for groups in (state['opt']['param_groups'], opt.param_groups)]
-    if sizes[0] != sizes[1]: raise ValueError(f"for another optimiser: groups of {sizes[0]} parameters in the checkpoint, {sizes[1]} here")
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"for another optimiser: groups of {sizes[0]} parameters in the checkpoint, {sizes[1]} here")
     opt.load_state_dict(copy.deepcopy(state['opt']))
     for what, a, b in (('training batches', state['n_batches'], len(learn.dls.train)), ('random generators in the loaders', len(state['rng']['loaders']), len(_generators(learn.dls)))):
-        if a != b: raise ValueError(f"for other data: {a} {what} in the checkpoint, {b} here")
-    for k in ('epochs_done', 'n_steps', 'cbs'): state[k]
+        if a != b:
+            raise ValueError(f"for other data: {a} {what} in the checkpoint, {b} here")
+    for k in ('epochs_done', 'n_steps', 'cbs'):
+        state[k]
 
 def _load_checkpoint(learn, folder):
     state = load_state(folder)
-    try: _match(learn, state)
-    except KeyError as e: raise ValueError(f"{folder} holds no Learner: it has no {e}") from e
-    except ValueError as e: raise ValueError(f"{folder} is {e}") from None
+    try:
+        _match(learn, state)
+    except KeyError as e:
+        raise ValueError(f"{folder} holds no Learner: it has no {e}") from e
+    except ValueError as e:
+        raise ValueError(f"{folder} is {e}") from None
     learn.model.load_state_dict(state['model'])
     learn.resume = state
     return learn
@@ -743,6 +895,7 @@ def _carry_on(learn):
     learn.opt.load_state_dict(state['opt'])
     learn.epoch, learn.n_steps = state['epochs_done'], state['n_steps']
     here = dict(_stateful(learn.cbs))
-    for k, s in state['cbs'].items(): here[k].load_state_dict(learn, s)
+    for k, s in state['cbs'].items():
+        here[k].load_state_dict(learn, s)
     set_rng(learn.dls, state['rng'])
     learn.resume = None

@@ -7,21 +7,27 @@ __all__ = ['matmul_loops', 'time_it', 'matmul_dot', 'matmul_row', 'matmul_broadc
            'matmul_numba', 'matmul_cuda']
 
 # %% ../nbs/02_matmul.ipynb #c002
-import re, time
+import re
+import time
 from functools import lru_cache
 from itertools import combinations
 from math import prod
 from types import FunctionType
+
 import torch
 
 # %% ../nbs/02_matmul.ipynb #c009
 def _check(a, b) -> tuple:
     "The shape of `a@b` for two matrices. Raises `TypeError` or `ValueError` that says what doesn't fit."
     for name, x in (('a', a), ('b', b)):
-        if not isinstance(x, torch.Tensor): raise TypeError(f"{name} is a {type(x).__name__}, but should be a torch.Tensor")
-        if x.ndim != 2: raise ValueError(f"{name} should be a matrix (rows, columns), but has shape {tuple(x.shape)}")
-    if a.dtype != b.dtype: raise TypeError(f"a holds {a.dtype} and b {b.dtype}: convert one with .to(dtype)")
-    if a.device != b.device: raise ValueError(f"a is on {a.device} and b on {b.device}: move one with .to(device)")
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}, but should be a torch.Tensor")
+        if x.ndim != 2:
+            raise ValueError(f"{name} should be a matrix (rows, columns), but has shape {tuple(x.shape)}")
+    if a.dtype != b.dtype:
+        raise TypeError(f"a holds {a.dtype} and b {b.dtype}: convert one with .to(dtype)")
+    if a.device != b.device:
+        raise ValueError(f"a is on {a.device} and b on {b.device}: move one with .to(device)")
     if a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)} don't multiply: a has {a.shape[1]} columns but b has {b.shape[0]} rows")
     return a.shape[0], b.shape[1]
@@ -29,7 +35,8 @@ def _check(a, b) -> tuple:
 def _fill(a, b, c):
     for i in range(c.shape[0]):
         for j in range(c.shape[1]):
-            for k in range(b.shape[0]): c[i, j] += a[i, k]*b[k, j]
+            for k in range(b.shape[0]):
+                c[i, j] += a[i, k]*b[k, j]
 
 def matmul_loops(a, b) -> torch.Tensor:
     "`a (n, k)` times `b (k, m)` by three Python loops."
@@ -45,9 +52,11 @@ def time_it(f, *args, # what to call, with what
     def once():
         start = time.perf_counter()
         f(*args)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - start
-    if repeat > 1: once()
+    if repeat > 1:
+        once()
     return min(once() for _ in range(repeat))
 
 # %% ../nbs/02_matmul.ipynb #c015
@@ -55,14 +64,16 @@ def matmul_dot(a, b) -> torch.Tensor:
     "`a (n, k)` times `b (k, m)`, one cell at a time."
     c = torch.zeros(_check(a, b), dtype=a.dtype, device=a.device)
     for i in range(c.shape[0]):
-        for j in range(c.shape[1]): c[i, j] = (a[i]*b[:, j]).sum()
+        for j in range(c.shape[1]):
+            c[i, j] = (a[i]*b[:, j]).sum()
     return c
 
 # %% ../nbs/02_matmul.ipynb #c018
 def matmul_row(a, b) -> torch.Tensor:
     "`a (n, k)` times `b (k, m)`, one row of the result at a time."
     c = torch.zeros(_check(a, b), dtype=a.dtype, device=a.device)
-    for i in range(c.shape[0]): c[i] = (a[i, :, None]*b).sum(0) # (k, 1)*(k, m) -> (k, m) -> (m,)
+    for i in range(c.shape[0]):
+        c[i] = (a[i, :, None]*b).sum(0) # (k, 1)*(k, m) -> (k, m) -> (m,)
     return c
 
 # %% ../nbs/02_matmul.ipynb #c021
@@ -78,7 +89,8 @@ def _tokens(term, spec) -> list:
     for t in tokens:
         if t != '...' and not (t.isascii() and t.isalpha()):
             raise ValueError(f"einsum {spec!r}: {t!r} can't stand in the term {term!r}; use letters a-z and A-Z, '...', ',' and one '->'")
-    if tokens.count('...') > 1: raise ValueError(f"einsum {spec!r}: the term {term!r} has more than one '...'")
+    if tokens.count('...') > 1:
+        raise ValueError(f"einsum {spec!r}: the term {term!r} has more than one '...'")
     return tokens
 
 def _label_axes(tokens, ndim, k, spec) -> list:
@@ -95,15 +107,19 @@ def parse_spec(spec, # an einsum spec such as `'ik,kj->ij'`
     "Read an einsum spec. Raises `ValueError` that names the letter or term that is wrong."
     inputs, arrow, output = spec.partition('->')
     terms = [_tokens(t, spec) for t in inputs.split(',')]
-    if len(terms) != len(ndims): raise ValueError(f"einsum {spec!r} names {len(terms)} operands, but {len(ndims)} came")
+    if len(terms) != len(ndims):
+        raise ValueError(f"einsum {spec!r} names {len(terms)} operands, but {len(ndims)} came")
     terms = [_label_axes(t, n, k, spec) for k, (t, n) in enumerate(zip(terms, ndims))]
     labels = [c for t in terms for c in t]
     dots = sorted({c for c in labels if c[0] == '.'}, key=lambda c: -int(c[1:]))
-    if not arrow: return terms, dots + sorted(c for c in set(labels) - set(dots) if labels.count(c) == 1)
+    if not arrow:
+        return terms, dots + sorted(c for c in set(labels) - set(dots) if labels.count(c) == 1)
     out = [c for t in _tokens(output, spec) for c in (dots if t == '...' else [t])]
     for c in out:
-        if out.count(c) > 1: raise ValueError(f"einsum {spec!r}: {c!r} appears more than once in the output")
-        if c not in labels: raise ValueError(f"einsum {spec!r}: {c!r} is in the output but in no operand")
+        if out.count(c) > 1:
+            raise ValueError(f"einsum {spec!r}: {c!r} appears more than once in the output")
+        if c not in labels:
+            raise ValueError(f"einsum {spec!r}: {c!r} is in the output but in no operand")
     return terms, out
 
 # %% ../nbs/02_matmul.ipynb #c031
@@ -116,14 +132,16 @@ def _sizes(terms, operands, spec) -> dict:
         for c, n in zip(term, x.shape):
             if n != 1 and sizes.get(c, 1) not in (1, n):
                 raise ValueError(f"einsum {spec!r}: {_name(c)} has size {sizes[c]} in operand {source[c]} but {n} in operand {k}")
-            if sizes.get(c, 1) == 1: sizes[c], source[c] = n, k
+            if sizes.get(c, 1) == 1:
+                sizes[c], source[c] = n, k
     return sizes
 
 def _tidy(x, term, sizes, spec):
     "`x` and its labels with one axis for each label: diagonals for repeated ones, axes of size 1 that broadcast dropped."
     for c in dict.fromkeys(term):
         while term.count(c) > 1:
-            i = term.index(c); j = term.index(c, i + 1)
+            i = term.index(c)
+            j = term.index(c, i + 1)
             if x.shape[i] != x.shape[j]:
                 raise ValueError(f"einsum {spec!r}: {c!r} repeats in one operand, where its sizes {x.shape[i]} and {x.shape[j]} differ")
             x, term = x.diagonal(dim1=i, dim2=j), [*term[:i], *term[i+1:j], *term[j+1:], c]
@@ -160,7 +178,8 @@ def best_order(terms, # a set of labels for each operand
                keep, # the set of labels of the output
                sizes): # the size of each label
     "`(multiplications, [(i, j), ...])`: which pair to multiply next, in the cheapest order. Each result takes place 0; beyond 4, left to right."
-    if len(terms) < 2: return 0, []
+    if len(terms) < 2:
+        return 0, []
     options = []
     for i, j in combinations(range(len(terms)), 2) if len(terms) <= 4 else [(0, 1)]:
         rest = [t for k, t in enumerate(terms) if k not in (i, j)]
@@ -186,9 +205,11 @@ def einsum(spec:str, # such as `'ik,kj->ij'`: a term for each operand, with a le
     Without `->` the output is `...` and then the letters that appear once, in alphabetical order (A-Z before a-z).
     May return a view. Gradients flow. Raises `ValueError` for a spec that doesn't fit, `TypeError` for what's no
     tensor and for dtypes that don't multiply."""
-    if not isinstance(spec, str): raise TypeError(f"einsum's first argument is a spec such as 'ik,kj->ij', not a {type(spec).__name__}")
+    if not isinstance(spec, str):
+        raise TypeError(f"einsum's first argument is a spec such as 'ik,kj->ij', not a {type(spec).__name__}")
     for k, x in enumerate(operands):
-        if not isinstance(x, torch.Tensor): raise TypeError(f"einsum {spec!r}: operand {k} is a {type(x).__name__}, not a torch.Tensor")
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"einsum {spec!r}: operand {k} is a {type(x).__name__}, not a torch.Tensor")
     terms, out = parse_spec(spec, *(x.ndim for x in operands))
     sizes = _sizes(terms, operands, spec)
     todo = [_tidy(x, t, sizes, spec) for x, t in zip(operands, terms)]
@@ -202,8 +223,10 @@ def einsum(spec:str, # such as `'ik,kj->ij'`: a term for each operand, with a le
 # %% ../nbs/02_matmul.ipynb #c047
 @lru_cache
 def _compiled():
-    try: from numba import njit
-    except ImportError as e: raise ImportError("matmul_numba compiles with numba, which isn't installed: pip install numba") from e
+    try:
+        from numba import njit
+    except ImportError as e:
+        raise ImportError("matmul_numba compiles with numba, which isn't installed: pip install numba") from e
     return njit(_fill)
 
 def matmul_numba(a, b) -> torch.Tensor:
@@ -217,13 +240,16 @@ def _cell(a, b, c):
     i, j = cuda.grid(2)                                 # which cell am I?
     if i < c.shape[0] and j < c.shape[1]:               # a block may stick out over the edge
         total = a[i, 0]*b[0, j]
-        for k in range(1, b.shape[0]): total += a[i, k]*b[k, j]
+        for k in range(1, b.shape[0]):
+            total += a[i, k]*b[k, j]
         c[i, j] = total
 
 @lru_cache
 def _kernel():
-    try: from numba import config, cuda
-    except ImportError as e: raise ImportError("matmul_cuda compiles with numba, which isn't installed: pip install numba") from e
+    try:
+        from numba import config, cuda
+    except ImportError as e:
+        raise ImportError("matmul_cuda compiles with numba, which isn't installed: pip install numba") from e
     if not config.ENABLE_CUDASIM and not cuda.is_available():
         raise RuntimeError("numba finds no GPU. To try the kernel in numba's simulator, set the environment variable "
                            "NUMBA_ENABLE_CUDASIM=1 before numba is imported (only where there's no GPU: it hides real ones)")
@@ -235,7 +261,8 @@ def matmul_cuda(a, b, # matrices `(n, k)` and `(k, m)` on a GPU, or on the CPU f
     "`a` times `b` by a GPU kernel with one thread for each cell. `RuntimeError` where there's no GPU and no simulator."
     n, m = _check(a, b)
     c = torch.zeros(n, m, dtype=a.dtype, device=a.device)
-    if 0 in (n, m, a.shape[1]): return c                # nothing to multiply
+    if 0 in (n, m, a.shape[1]):
+        return c                # nothing to multiply
     kernel = _kernel()
     arrays = [x.detach() if x.is_cuda else x.detach().contiguous().numpy() for x in (a, b, c)]
     kernel[(-(-n//block), -(-m//block)), (block, block)](*arrays)

@@ -8,6 +8,7 @@ __all__ = ['gaussian_kernel', 'meanshift_step', 'estimate_bandwidth', 'MeanShift
 # %% ../nbs/04_meanshift.ipynb #c002
 import math
 from itertools import product
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
@@ -17,7 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 # %% ../nbs/04_meanshift.ipynb #c007
 def _positive(value, name):
     v = float(value)
-    if not (v > 0 and math.isfinite(v)): raise ValueError(f"{name} must be a positive, finite number, but it is {value}")
+    if not (v > 0 and math.isfinite(v)):
+        raise ValueError(f"{name} must be a positive, finite number, but it is {value}")
     return v
 
 def gaussian_kernel(d, # distances, any shape: a tensor, an array or a number
@@ -32,21 +34,28 @@ def _points(x, name='X') -> torch.Tensor:
     "`x` as a finite `(n, d)` tensor of float32 or float64, or an error that says what's wrong with it."
     if not isinstance(x, torch.Tensor):
         x = np.asarray(x)
-        if x.dtype.kind not in 'iuf': raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
+        if x.dtype.kind not in 'iuf':
+            raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
         x = torch.from_numpy(np.ascontiguousarray(x, None if x.dtype in (np.float32, np.float64) else np.float64))
-    elif x.is_complex() or x.dtype == torch.bool: raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
+    elif x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
     x = x.detach()
-    if x.dtype not in (torch.float32, torch.float64): x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
-    if x.ndim != 2: raise ValueError(f"{name} must have shape (points, dimensions), but it has {tuple(x.shape)}; "
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape (points, dimensions), but it has {tuple(x.shape)}; "
                                      "numbers on a line are x[:, None], one single point is x[None]")
-    if 0 in x.shape: raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; give at least one point of one dimension")
+    if 0 in x.shape:
+        raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; give at least one point of one dimension")
     bad = ~x.isfinite().all(1)
-    if bad.any(): raise ValueError(f"{int(bad.sum())} of {len(x)} points in {name} hold NaN or infinity, "
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} of {len(x)} points in {name} hold NaN or infinity, "
                                    f"first at row {int(bad.nonzero()[0])}; drop or fill them first")
     return x
 
 def _is_gaussian(kernel):
-    if kernel not in ('gaussian', 'flat'): raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
+    if kernel not in ('gaussian', 'flat'):
+        raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
     return kernel == 'gaussian'
 
 def _step(q, x, h, kernel, chunk_size=None):
@@ -79,7 +88,8 @@ def meanshift_step(x, # the points to move `(m, d)`: array or tensor; whole numb
     _is_gaussian(kernel)
     q = _points(x, 'x')
     y = q if data is None else _points(data, 'data').to(q)
-    if q.shape[1] != y.shape[1]: raise ValueError(f"x has {q.shape[1]} dimensions but data has {y.shape[1]}")
+    if q.shape[1] != y.shape[1]:
+        raise ValueError(f"x has {q.shape[1]} dimensions but data has {y.shape[1]}")
     mean = y.mean(0) # squares of small numbers lose fewer digits
     new = _step(q - mean, y - mean, _positive(bandwidth, 'bandwidth'), kernel, chunk_size)[0] + mean
     return new if isinstance(x, torch.Tensor) else new.numpy()
@@ -129,7 +139,8 @@ def _corners(u, strides):
 def _landscape(u, shape, strides, h):
     "Density `(nodes,)` and shift `(nodes, d)` on a grid of `shape`, for points `u` and bandwidth `h` in cells."
     mass = u.new_zeros(math.prod(shape))
-    for i, share in _corners(u, strides): mass.index_add_(0, i, share)
+    for i, share in _corners(u, strides):
+        mass.index_add_(0, i, share)
     f, waves = torch.fft.rfftn(mass.view(shape)), []
     for j, n in enumerate(shape):
         freq = (torch.fft.rfftfreq if j == len(shape) - 1 else torch.fft.fftfreq)(n, dtype=u.dtype, device=u.device)
@@ -138,7 +149,8 @@ def _landscape(u, shape, strides, h):
         waves.append(2*math.pi*w)
     p = torch.fft.irfftn(f, s=shape).clamp_(min=1e-3) # at least 0.9 around any point; where it's less nobody comes by
     shift = torch.empty(len(mass), len(shape), dtype=u.dtype, device=u.device)
-    for j, w in enumerate(waves): shift[:, j] = h*h*(torch.fft.irfftn(f*(1j*w), s=shape)/p).flatten()
+    for j, w in enumerate(waves):
+        shift[:, j] = h*h*(torch.fft.irfftn(f*(1j*w), s=shape)/p).flatten()
     return p.flatten(), shift
 
 def _climb_grid(x, h, tol, max_iter, reach=8):
@@ -147,8 +159,10 @@ def _climb_grid(x, h, tol, max_iter, reach=8):
     for cell in (h/5, h/3):
         u = squeezed/cell
         shape = [-(-int(m + 2 + reach*h/cell)//16)*16 for m in u.amax(0).tolist()] # a margin: Fourier's grid is a ring
-        if math.prod(shape) <= min(2**22, len(x)**2//4): break
-    else: return None
+        if math.prod(shape) <= min(2**22, len(x)**2//4):
+            break
+    else:
+        return None
     strides = torch.tensor([math.prod(shape[j+1:]) for j in range(len(shape))], device=x.device)
     p, shift = _landscape(u, shape, strides, h/cell)
     def step(q):
@@ -170,8 +184,10 @@ def estimate_bandwidth(X, # points `(n, d)`: array or tensor
                       ) -> float:
     "The mean distance of a point from its `int(n*quantile)`-th neighbour, itself counted as the first."
     x = _points(X)
-    if not 0 < quantile <= 1: raise ValueError(f"quantile must be in (0, 1], but it is {quantile}")
-    if len(x) > n_samples: x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n_samples].to(x.device)]
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must be in (0, 1], but it is {quantile}")
+    if len(x) > n_samples:
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n_samples].to(x.device)]
     k = max(1, int(len(x)*quantile))
     return float(torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').kthvalue(k, 1).values.mean())
 
@@ -193,8 +209,10 @@ class MeanShift(ClusterMixin, BaseEstimator):
         "Find the groups of the points `X` `(n, d)`, array or tensor on any device; `y` is ignored. Returns `self`."
         x = _points(X)
         gaussian, h = _is_gaussian(self.kernel), self.bandwidth
-        for name in ('max_iter', 'tol') + ('chunk_size',)*(self.chunk_size is not None): _positive(getattr(self, name), name)
-        if h is None and (h := estimate_bandwidth(x, 0.1 if gaussian else 0.3)) == 0: h = 1. # all points the same: any will do
+        for name in ('max_iter', 'tol') + ('chunk_size',)*(self.chunk_size is not None):
+            _positive(getattr(self, name), name)
+        if h is None and (h := estimate_bandwidth(x, 0.1 if gaussian else 0.3)) == 0:
+            h = 1. # all points the same: any will do
         self.bandwidth_ = h = _positive(h, 'bandwidth')
         x = x.to('cpu' if x.device.type == 'mps' else x.device, torch.float64) # MPS has no float64
         mean = x.mean(0)

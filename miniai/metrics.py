@@ -7,20 +7,26 @@ __all__ = ['FeatureStats', 'fid', 'fid_infinity', 'fid_interval', 'mmd', 'kid', 
 
 # %% ../nbs/24_metrics.ipynb #c002
 import math
+
 import torch
 from torch.nn import functional as F
 
 # %% ../nbs/24_metrics.ipynb #c007
 def _features(f, name, least):
     "Features as doubles, or what is wrong with them."
-    if not isinstance(f, torch.Tensor): raise TypeError(f"{name} must be a tensor of features (n, d), not a {type(f).__name__}")
-    if f.ndim != 2: raise ValueError(f"{name} must be features (n, d), but have shape {tuple(f.shape)}: flatten each picture's to one row")
-    if len(f) < least: raise ValueError(f"{name} are of {len(f)} pictures: at least {least} are needed")
-    if not f.isfinite().all(): raise ValueError(f"{name} hold NaN or infinite values: look at the pictures, or at the network that saw them")
+    if not isinstance(f, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of features (n, d), not a {type(f).__name__}")
+    if f.ndim != 2:
+        raise ValueError(f"{name} must be features (n, d), but have shape {tuple(f.shape)}: flatten each picture's to one row")
+    if len(f) < least:
+        raise ValueError(f"{name} are of {len(f)} pictures: at least {least} are needed")
+    if not f.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinite values: look at the pictures, or at the network that saw them")
     return f.detach().cpu().double()   # Apple's GPUs have no doubles
 
 def _same_width(a:int, b:int):
-    if a != b: raise ValueError(f"features of {a} and of {b} numbers can't be compared: use one network for both")
+    if a != b:
+        raise ValueError(f"features of {a} and of {b} numbers can't be compared: use one network for both")
 
 def _sqrtm(c):
     "Symmetric root of a covariance; eigenvalues that are 0 but for rounding count as 0."
@@ -31,7 +37,8 @@ class FeatureStats:
     "Count `n`, `mean` `(d,)` and covariance `cov` `(d, d)` of a stream of features, in doubles (Chan et al. 1983). Keeps no features."
     def __init__(self, features:torch.Tensor=None): # `(n, d)`, the first batch, if there is one already
         self.n = 0
-        if features is not None: self.update(features)
+        if features is not None:
+            self.update(features)
 
     def update(self, features:torch.Tensor): # `(n, d)`, finite
         "Take in a batch; returns the statistics themselves. Raises `ValueError` for NaN or for another width."
@@ -45,7 +52,8 @@ class FeatureStats:
 
     def _join(self, m, mean, scatter):
         self._root = None
-        if self.n == 0: self.n, self.mean, self.scatter = m, mean, scatter
+        if self.n == 0:
+            self.n, self.mean, self.scatter = m, mean, scatter
         else:
             _same_width(len(self.mean), len(mean))
             n, delta = self.n, mean - self.mean
@@ -55,18 +63,21 @@ class FeatureStats:
 
     @property
     def cov(self):
-        if self.n < 2: raise ValueError(f"statistics of {self.n} pictures have no covariance: at least 2 are needed")
+        if self.n < 2:
+            raise ValueError(f"statistics of {self.n} pictures have no covariance: at least 2 are needed")
         return self.scatter/(self.n - 1)
 
     @property
     def root(self):
         "The covariance's symmetric root, kept until more features come."
-        if self._root is None: self._root = _sqrtm(self.cov)
+        if self._root is None:
+            self._root = _sqrtm(self.cov)
         return self._root
 
 # %% ../nbs/24_metrics.ipynb #c010
 def _stats(f, name):
-    if isinstance(f, FeatureStats): return f
+    if isinstance(f, FeatureStats):
+        return f
     return FeatureStats(_features(f, name, 2))
 
 def fid(a, # one crowd: features `(n, d)`, or their `FeatureStats`
@@ -74,7 +85,8 @@ def fid(a, # one crowd: features `(n, d)`, or their `FeatureStats`
        ) -> float: # 0 for equal clouds; the unit is that of the features, squared
     "Fréchet distance between two feature clouds (Heusel et al. 2017). Small crowds read too high: compare equal n only."
     a, b = _stats(a, 'the first features'), _stats(b, 'the second features')
-    for s in (a, b): s.cov                                        # says so where there are too few
+    for s in (a, b):
+        s.cov                                        # says so where there are too few
     _same_width(len(a.mean), len(b.mean))
     cross = torch.linalg.svdvals(a.root @ b.root).sum()
     return max(0., ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*cross).item())   # rounding may leave -1e-12
@@ -98,7 +110,8 @@ def fid_interval(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)
                  generator:torch.Generator=None # draws the crowds; seed 0 if not given
                 ) -> tuple: # value, low, high; like KID, they may lie a little below 0
     "FID of infinitely many pictures with its interval, by the basic bootstrap (Davison & Hinkley 1997). Raises `ValueError` for small crowds."
-    if not 0 < level < 1 or n_boot < 2: raise ValueError(f"expected a level between 0 and 1 and at least 2 resampled crowds, not level={level}, n_boot={n_boot}")
+    if not 0 < level < 1 or n_boot < 2:
+        raise ValueError(f"expected a level between 0 and 1 and at least 2 resampled crowds, not level={level}, n_boot={n_boot}")
     a, b = _features(a, 'the first features', 2), _features(b, 'the second features', 2)
     _same_width(a.shape[1], b.shape[1])
     if min(len(a), len(b)) < 4*a.shape[1]:
@@ -125,7 +138,8 @@ def kid(a:torch.Tensor, b:torch.Tensor, # features `(n, d)` and `(m, d)`, at lea
     "Kernel distance between two feature clouds, unbiased (Bińkowski et al. 2018), as the mean over blocks, with its standard error."
     a, b = _features(a, 'the first features', 8), _features(b, 'the second features', 8)
     _same_width(a.shape[1], b.shape[1])
-    if block < 2: raise ValueError(f"blocks of {block} pictures hold no pairs: expected at least 2")
+    if block < 2:
+        raise ValueError(f"blocks of {block} pictures hold no pairs: expected at least 2")
     block = min(block, len(a)//4, len(b)//4)                    # four blocks at least, or there is no spread to see
     gen = torch.Generator().manual_seed(0)                     # which picture falls into which block
     few, many = sorted(([x[i] for i in torch.randperm(len(x), generator=gen).split(block) if len(i) == block] for x in (a, b)), key=len)
@@ -138,7 +152,8 @@ def nearest_distance(x:torch.Tensor, # pictures `(n, c, h, w)`
                      train:torch.Tensor # pictures `(m, c, h, w)`
                     ) -> torch.Tensor: # `(n,)` Euclidean distances
     "How far each picture is from the nearest training picture, over all pixels."
-    if x.shape[1:] != train.shape[1:]: raise ValueError(f"pictures are {tuple(x.shape[1:])}, the training pictures {tuple(train.shape[1:])}: they must be alike")
+    if x.shape[1:] != train.shape[1:]:
+        raise ValueError(f"pictures are {tuple(x.shape[1:])}, the training pictures {tuple(train.shape[1:])}: they must be alike")
     train, dist = train.flatten(1), []
     for o in x.to(train.device).flatten(1).split(1024):
         nearest = torch.cdist(o, train).argmin(1)               # fast, but rough for near copies: (a - b)^2 as a^2 - 2ab + b^2
@@ -160,11 +175,16 @@ def _groups(samples, size, shape):
     "Pictures from a tensor or from an iterable of batches, in groups of exactly `size`; the last may be smaller."
     rest = None
     for x in ([samples] if isinstance(samples, torch.Tensor) else samples):
-        if not isinstance(x, torch.Tensor): raise TypeError(f"samples must be a tensor (n, c, h, w) or batches of them, but a batch is a {type(x).__name__}")
-        if x.shape[1:] != shape: raise ValueError(f"samples are {tuple(x.shape[1:])}, the real pictures {tuple(shape)}: they must be alike")
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"samples must be a tensor (n, c, h, w) or batches of them, but a batch is a {type(x).__name__}")
+        if x.shape[1:] != shape:
+            raise ValueError(f"samples are {tuple(x.shape[1:])}, the real pictures {tuple(shape)}: they must be alike")
         rest = x if rest is None else torch.cat([rest, x])
-        while len(rest) >= size: yield rest[:size]; rest = rest[size:]
-    if rest is not None and len(rest): yield rest
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
 
 # %% ../nbs/24_metrics.ipynb #c037
 class ImageEval:
@@ -196,9 +216,12 @@ class ImageEval:
         stats, fids, kept, m = FeatureStats(), [], Reservoir(self.keep), len(self.held_out)
         for x in _groups(samples, m, self.train.shape[1:]):
             f = self._see(x, 'samples')
-            stats.update(f); kept.update(torch.cat([f, nearest_distance(x, self.train).cpu().double()[:, None]], 1))
-            if len(f) == m: fids.append(fid(f, self.s_train))          # one number for each group
-        if stats.n < 8: raise ValueError(f"there are {stats.n} samples: at least 8 are needed")
+            stats.update(f)
+            kept.update(torch.cat([f, nearest_distance(x, self.train).cpu().double()[:, None]], 1))
+            if len(f) == m:
+                fids.append(fid(f, self.s_train))          # one number for each group
+        if stats.n < 8:
+            raise ValueError(f"there are {stats.n} samples: at least 8 are needed")
         whole, group = torch.tensor(fids or [fid(stats, self.s_train)]), m if fids else stats.n
         new = dict(n=stats.n, group=group, kept=len(kept.rows), fid=whole.mean().item(), fid_std=whole.std().item() if len(whole) > 1 else math.nan,
                    fid_train=fid(stats, self.s_train), fid_held_out=fid(stats, self.s_held)) | self._pairwise(kept.rows[:, :-1], kept.rows[:, -1])
@@ -217,6 +240,8 @@ class ImageEval:
                 ('KID against train, x 1000', pm(*(1000*k for k in m['kid'])), '0', pm(*(1000*k for k in m['real_kid']))),
                 ('copy check: nearest training picture', pm(m['copy']), '', pm(m['real_copy']))]
         print(f"{m['n']:,} new pictures; real: {len(self.train):,} train rows, {len(self.held_out):,} held-out rows; seen through {self.name}")
-        for a, *cells in rows: print(f'{a:38}' + ''.join(f'{c:>22}' for c in cells))
-        if m['kept'] < m['n']: print(f"(the last three rows: of {m['kept']:,} of the new pictures, drawn fairly)")
+        for a, *cells in rows:
+            print(f'{a:38}' + ''.join(f'{c:>22}' for c in cells))
+        if m['kept'] < m['n']:
+            print(f"(the last three rows: of {m['kept']:,} of the new pictures, drawn fairly)")
         return m

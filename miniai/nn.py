@@ -10,8 +10,10 @@ __all__ = ['Parameter', 'Module', 'Linear', 'ReLU', 'Sequential', 'log_softmax',
 # %% ../nbs/06_nn.ipynb #c002
 import operator
 from collections.abc import Mapping
+
 import numpy as np
 import torch
+
 from .autograd import Tensor
 
 # %% ../nbs/06_nn.ipynb #c007
@@ -29,11 +31,14 @@ class Module:
         found, seen = {}, set()
         def look(o, path):
             if isinstance(o, (Parameter, Module)):
-                if id(o) in seen: return
+                if id(o) in seen:
+                    return
                 seen.add(id(o))
-            if isinstance(o, Parameter): found[path] = o
+            if isinstance(o, Parameter):
+                found[path] = o
             inside = vars(o).items() if isinstance(o, Module) else enumerate(o) if isinstance(o, (list, tuple)) else ()
-            for k, v in inside: look(v, f'{path}.{k}' if path else k)
+            for k, v in inside:
+                look(v, f'{path}.{k}' if path else k)
         look(self, '')
         return found
     def parameters(self) -> list: return list(self.named_parameters().values())
@@ -67,7 +72,8 @@ class Sequential(Module):
     "Layers, one after another."
     def __init__(self, *layers): self.layers = list(layers)
     def forward(self, x):
-        for layer in self.layers: x = layer(x)
+        for layer in self.layers:
+            x = layer(x)
         return x
 
 # %% ../nbs/06_nn.ipynb #c016
@@ -87,7 +93,8 @@ def cross_entropy(z, # scores, a Tensor `(n, classes)`
         raise ValueError(f"cross_entropy takes scores (n, classes) and labels (n,), but got shapes {z.shape} and {y.shape}")
     if y.dtype.kind not in 'iu':
         raise TypeError(f"labels are whole numbers, one class for each row, but these are {y.dtype}")
-    if len(y) == 0: raise ValueError("no rows: the mean loss of nothing is undefined")
+    if len(y) == 0:
+        raise ValueError("no rows: the mean loss of nothing is undefined")
     if y.min() < 0 or y.max() >= z.shape[1]:
         raise ValueError(f"labels run from {y.min()} to {y.max()}, but there are {z.shape[1]} classes: they must be 0 to {z.shape[1] - 1}")
     return -log_softmax(z)[np.arange(len(y)), y].mean()
@@ -97,7 +104,8 @@ def mse_loss(x, # predictions, a Tensor
             ) -> Tensor: # one number
     "Mean of the squared differences. Raises `ValueError` if the shapes differ: broadcasting here would hide a mistake."
     shape = y.shape if isinstance(y, Tensor) else np.shape(y)
-    if x.shape != shape: raise ValueError(f"predictions have shape {x.shape}, targets {shape}: they must be equal")
+    if x.shape != shape:
+        raise ValueError(f"predictions have shape {x.shape}, targets {shape}: they must be equal")
     return ((x - y)**2).mean()
 
 def accuracy(z, y) -> float: # from 0 to 1
@@ -132,9 +140,12 @@ class RandomSampler:
 class BatchSampler:
     "Cut a sampler's order into lists of `batch_size`; the last may be shorter, unless `drop_last`."
     def __init__(self, sampler, batch_size:int, drop_last:bool=False):
-        try: batch_size = operator.index(batch_size)
-        except TypeError: raise TypeError(f"batch_size must be a whole number, but it is {batch_size!r}") from None
-        if batch_size < 1: raise ValueError(f"batch_size must be at least 1, but it is {batch_size}")
+        try:
+            batch_size = operator.index(batch_size)
+        except TypeError:
+            raise TypeError(f"batch_size must be a whole number, but it is {batch_size!r}") from None
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but it is {batch_size}")
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
     def __len__(self):
         full, rest = divmod(len(self.sampler), self.batch_size)
@@ -143,14 +154,19 @@ class BatchSampler:
         batch = []
         for i in self.sampler:
             batch.append(i)
-            if len(batch) == self.batch_size: yield batch; batch = []
-        if batch and not self.drop_last: yield batch
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch and not self.drop_last:
+            yield batch
 
 def collate(items): # a list of items that are alike: numbers, arrays, tensors, or tuples, lists and mappings of them
     "Stack items: a list of pairs becomes a pair of arrays."
     o = items[0]
-    if isinstance(o, Mapping): return {k: collate([i[k] for i in items]) for k in o}
-    if isinstance(o, (tuple, list)): return tuple(collate(column) for column in zip(*items))
+    if isinstance(o, Mapping):
+        return {k: collate([i[k] for i in items]) for k in o}
+    if isinstance(o, (tuple, list)):
+        return tuple(collate(column) for column in zip(*items))
     return torch.stack(items) if isinstance(o, torch.Tensor) else np.stack(items)
 
 class DataLoader:
@@ -163,17 +179,20 @@ class DataLoader:
                  collate=collate, # makes a batch of a list of items
                  generator=None # for `shuffle`
                 ):
-        if len(dataset) == 0: raise ValueError("the dataset is empty: there is nothing to make batches of")
+        if len(dataset) == 0:
+            raise ValueError("the dataset is empty: there is nothing to make batches of")
         if sampler is not None and shuffle:
             raise ValueError("give either shuffle=True or a sampler, not both: each of them sets the order")
-        if sampler is None: sampler = (RandomSampler(dataset, generator) if shuffle else SequentialSampler(dataset))
+        if sampler is None:
+            sampler = (RandomSampler(dataset, generator) if shuffle else SequentialSampler(dataset))
         self.dataset, self.collate, self.batches = dataset, collate, BatchSampler(sampler, batch_size, drop_last)
         if len(self.batches) == 0:
             raise ValueError(f"no batch to make of {len(sampler)} items with batch_size={batch_size} and drop_last={drop_last}: "
                              "take smaller batches, or keep the last")
     def __len__(self): return len(self.batches)
     def __iter__(self):
-        for batch in self.batches: yield self.collate([self.dataset[i] for i in batch])
+        for batch in self.batches:
+            yield self.collate([self.dataset[i] for i in batch])
 
 # %% ../nbs/06_nn.ipynb #c025
 class Optimizer:
@@ -182,24 +201,30 @@ class Optimizer:
                  lr:float # learning rate, above 0; may be changed between steps
                 ):
         self.params, self.lr = list(params), lr
-        if not self.params: raise ValueError("no parameters to optimize: the list is empty (an iterator gives its items only once)")
+        if not self.params:
+            raise ValueError("no parameters to optimize: the list is empty (an iterator gives its items only once)")
         for p in self.params:
             if not isinstance(p, Parameter):
                 raise TypeError(f"an optimizer takes Parameters, such as model.parameters(), but got a {type(p).__name__}")
-        if not (lr > 0 and np.isfinite(lr)): raise ValueError(f"the learning rate must be above 0 and finite, but it is {lr}")
+        if not (lr > 0 and np.isfinite(lr)):
+            raise ValueError(f"the learning rate must be above 0 and finite, but it is {lr}")
         self.states = [{} for _ in self.params]
     def zero_grad(self):
-        for p in self.params: p.zero_grad()
+        for p in self.params:
+            p.zero_grad()
     def step(self):
         "Move every parameter that has a slope. Raises `ValueError` if none has."
         live = [(p, state) for p, state in zip(self.params, self.states) if p._grad is not None]
-        if not live: raise ValueError("no parameter has a gradient: call loss.backward() before step()")
-        for p, state in live: p.data = p.data - self.lr*self.direction(p.grad, state)
+        if not live:
+            raise ValueError("no parameter has a gradient: call loss.backward() before step()")
+        for p, state in live:
+            p.data = p.data - self.lr*self.direction(p.grad, state)
     def direction(self, g, state): raise NotImplementedError(f"{type(self).__name__} needs a `direction` method")
 
 def _check_share(**shares):
     for name, v in shares.items():
-        if not 0 <= v < 1: raise ValueError(f"{name} is the share of the past that is kept: from 0 to below 1, but it is {v}")
+        if not 0 <= v < 1:
+            raise ValueError(f"{name} is the share of the past that is kept: from 0 to below 1, but it is {v}")
 
 class SGD(Optimizer):
     "$w \\leftarrow w - \\eta v$ with $v \\leftarrow \\mu v + g$: plain steps if `momentum` $\\mu$ is 0."
@@ -209,7 +234,8 @@ class SGD(Optimizer):
             raise ValueError(f"momentum is the share of the last step that is kept: from 0 to 1, but it is {momentum}")
         self.momentum = momentum
     def direction(self, g, state):
-        if self.momentum == 0: return g
+        if self.momentum == 0:
+            return g
         state['v'] = self.momentum*state.get('v', 0.) + g
         return state['v']
 

@@ -6,8 +6,10 @@
 __all__ = ['to_pil', 'show_image', 'image_grid', 'show_images', 'fig_to_pil', 'Animation', 'animate']
 
 # %% ../nbs/00_plot.ipynb #c002
-import base64, io
+import base64
+import io
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -21,19 +23,24 @@ def to_pil(x, # a picture: PIL, or an array or tensor `(h, w)`, `(1, h, w)` or `
     "`x` as a PIL picture (mode L or RGB). Raises `ValueError` for another shape, or for NaN."
     if not isinstance(x, Image.Image):
         a = np.asarray(x.detach().cpu().float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x)
-        if a.ndim == 3 and a.shape[0] in (1, 3): a = a.transpose(1, 2, 0)
-        if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
+        if a.ndim == 3 and a.shape[0] in (1, 3):
+            a = a.transpose(1, 2, 0)
+        if a.ndim == 3 and a.shape[-1] == 1:
+            a = a[..., 0]
         if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[-1] != 3):
             raise ValueError(f"a picture is (h, w), (1, h, w) or (3, h, w), but this has shape {tuple(np.shape(x))}; "
                              "for a batch use show_images or image_grid")
-        if a.dtype.kind in 'iub': a = a.clip(0, 255).astype(np.uint8)
+        if a.dtype.kind in 'iub':
+            a = a.clip(0, 255).astype(np.uint8)
         else:
-            if not np.isfinite(a).all(): raise ValueError("this picture holds NaN or infinite values")
+            if not np.isfinite(a).all():
+                raise ValueError("this picture holds NaN or infinite values")
             lo, hi = value_range
             a = ((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8)
         x = Image.fromarray(a)
     x = x if x.mode in ('L', 'RGB') else x.convert('RGB')
-    if size is None: return x
+    if size is None:
+        return x
     k = size/max(x.size)
     return x.resize([max(1, round(s*k)) for s in x.size], Image.Resampling.BICUBIC)
 
@@ -42,11 +49,13 @@ def show_image(x, # a picture, as for `to_pil`
                ax=None, # the axes to draw in; new ones of `figsize` inches when not given
                title:str=None, figsize=(2, 2), value_range=(-1., 1.)):
     "Draw one picture, small ones enlarged smoothly, and return the axes."
-    if ax is None: _, ax = plt.subplots(figsize=figsize)
+    if ax is None:
+        _, ax = plt.subplots(figsize=figsize)
     im = to_pil(x, value_range=value_range)
     ax.imshow(im if max(im.size) >= 96 else to_pil(im, size=96), cmap='gray', vmin=0, vmax=255)
     ax.set_axis_off()
-    if title is not None: ax.set_title(title, fontsize=9)
+    if title is not None:
+        ax.set_title(title, fontsize=9)
     return ax
 
 # %% ../nbs/00_plot.ipynb #c016
@@ -57,11 +66,13 @@ def image_grid(xs, # pictures, as for `to_pil`: a batch `(n, c, h, w)` or any se
                value_range=(-1., 1.), background=(255, 255, 255)) -> Image.Image:
     "All the pictures in one, row by row. Raises `ValueError` when there are none."
     ims = [to_pil(x, size, value_range) for x in xs]
-    if not ims: raise ValueError("no pictures to show: the sequence is empty")
+    if not ims:
+        raise ValueError("no pictures to show: the sequence is empty")
     ncols = min(len(ims), ncols or int(np.ceil(len(ims)**0.5)))
     w, h = (max(im.size[i] for im in ims) + gap for i in (0, 1))
     sheet = Image.new('RGB', (ncols*w + gap, -(-len(ims)//ncols)*h + gap), background)
-    for i, im in enumerate(ims): sheet.paste(im, (gap + i%ncols*w, gap + i//ncols*h))
+    for i, im in enumerate(ims):
+        sheet.paste(im, (gap + i%ncols*w, gap + i//ncols*h))
     return sheet
 
 # %% ../nbs/00_plot.ipynb #c019
@@ -70,21 +81,26 @@ def show_images(xs, # pictures, as for `image_grid`
                 size:int=64, value_range=(-1., 1.), suptitle:str=None):
     "Draw pictures side by side and return the list of axes (one, or one for each titled picture)."
     xs = list(xs)
-    if not xs: raise ValueError("no pictures to show: the sequence is empty")
+    if not xs:
+        raise ValueError("no pictures to show: the sequence is empty")
     if titles is not None and len(titles) != len(xs):
         raise ValueError(f"{len(titles)} titles for {len(xs)} pictures: give one for each")
     ncols = ncols or (min(len(xs), 10) if titles is not None else None)
     if titles is None:
         sheet = image_grid(xs, ncols, size, value_range=value_range)
         fig, ax = plt.subplots(figsize=[s/100 for s in sheet.size])
-        ax.imshow(sheet); ax.set_axis_off()
+        ax.imshow(sheet)
+        ax.set_axis_off()
     else:
         nrows, s = -(-len(xs)//ncols), size/64
         head = 0.2*max(str(t).count('\n') + 1 for t in titles)      # inches of title above each picture
         fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*s, nrows*(s + head)), squeeze=False)
-        for ax in axs.flat: ax.set_axis_off()
-        for ax, x, t in zip(axs.flat, xs, titles): show_image(x, ax, str(t), value_range=value_range)
-    if suptitle: fig.suptitle(suptitle, fontsize=10)
+        for ax in axs.flat:
+            ax.set_axis_off()
+        for ax, x, t in zip(axs.flat, xs, titles):
+            show_image(x, ax, str(t), value_range=value_range)
+    if suptitle:
+        fig.suptitle(suptitle, fontsize=10)
     fig.tight_layout(pad=0.3)
     return fig.axes
 
@@ -109,12 +125,15 @@ def animate(frames, # pictures, batches `(n, c, h, w)` of pictures, or matplotli
             ncols:int=None, value_range=(-1., 1.)) -> Animation:
     "Turn `frames` into an animation that plays in a notebook. Raises `ValueError` when there are none."
     def draw(f):
-        if isinstance(f, plt.Figure): return fig_to_pil(f)
-        if getattr(f, 'ndim', 0) == 4: return image_grid(f, ncols, size, value_range=value_range)
+        if isinstance(f, plt.Figure):
+            return fig_to_pil(f)
+        if getattr(f, 'ndim', 0) == 4:
+            return image_grid(f, ncols, size, value_range=value_range)
         return to_pil(f, None if isinstance(f, Image.Image) else size, value_range)
     # 64 colours a frame keep greys smooth and the file small
     ims = [draw(f).convert('RGB').quantize(64, dither=Image.Dither.NONE) for f in frames]
-    if not ims: raise ValueError("no frames to animate: the sequence is empty")
+    if not ims:
+        raise ValueError("no frames to animate: the sequence is empty")
     buf, ms = io.BytesIO(), 1000/fps
     ims[0].save(buf, 'GIF', save_all=True, append_images=ims[1:], loop=0, duration=[ms]*(len(ims)-1) + [ms + hold*1000])
     return Animation(buf.getvalue())

@@ -8,8 +8,10 @@ __all__ = ['DDIMScheduler', 'karras_sigmas', 'SigmaScheduler', 'EulerScheduler',
 
 # %% ../nbs/25_samplers.ipynb #c002
 import math
+
 import numpy as np
 import torch
+
 from .schedulers import Scheduler, SchedulerOutput, randn
 
 # %% ../nbs/25_samplers.ipynb #c009
@@ -50,11 +52,13 @@ class DDIMScheduler(Scheduler):
              return_dict=True):
         "From x_t to the next time's x: `.prev_sample` and `.pred_original_sample`."
         i, key = self._find(timestep), (self.config['eta'] if eta is None else eta, bool(use_clipped_model_output))
-        if key not in self._tables: self._tables[key] = self._table(self._check_eta(key[0]), key[1])
+        if key not in self._tables:
+            self._tables[key] = self._table(self._check_eta(key[0]), key[1])
         ct, cm, c0, std, t = self._tables[key][i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
         x = (sample*ct).add_(x0, alpha=c0).add_(model_output, alpha=cm)
-        if std: x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
+        if std:
+            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
@@ -80,7 +84,8 @@ class SigmaScheduler(Scheduler):
         self.sigmas = torch.from_numpy(np.append(self._all_sigmas[::-1], np.float32(0)))
 
     def _given(self, times):
-        if self.config.get('use_karras_sigmas'): raise ValueError("a list of timesteps and use_karras_sigmas=True are two different choices of times: give one")
+        if self.config.get('use_karras_sigmas'):
+            raise ValueError("a list of timesteps and use_karras_sigmas=True are two different choices of times: give one")
         return super()._given(times)
 
     @staticmethod
@@ -154,7 +159,8 @@ class EulerScheduler(SigmaScheduler):
         (sigma, jump), x0 = self._jumps[i], self._guess(self._to_x0[i], model_output, sample)
         slope = (sample - x0).div_(sigma)                        # the noise, as the model sees it
         x = (self._direction(slope, i)*jump).add_(sample)
-        if self._up[i]: x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=self._up[i])
+        if self._up[i]:
+            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=self._up[i])
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
@@ -163,7 +169,8 @@ class EulerScheduler(SigmaScheduler):
     def add_noise(self, original_samples, noise, timesteps):
         "x_0 plus noise of the level at each time `(n,)`: what `step` starts from, not what the model sees."
         ts = timesteps.tolist()
-        if min(ts) < 0 or max(ts) > len(self) - 1: raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {min(ts)} to {max(ts)}")
+        if min(ts) < 0 or max(ts) > len(self) - 1:
+            raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {min(ts)} to {max(ts)}")
         known = dict(zip(self._times or [], self.sigmas.tolist()))
         sigmas = torch.tensor([known[t] if t in known else float(self._sigmas(t)) for t in ts], dtype=original_samples.dtype, device=original_samples.device)
         return original_samples + noise*sigmas.view(-1, *[1]*(noise.ndim - 1))
@@ -178,7 +185,8 @@ class EulerAncestralScheduler(EulerScheduler):
     def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear',
                  prediction_type:str='epsilon', # or 'v_prediction'
                  timestep_spacing:str='linspace', steps_offset:int=0):
-        if prediction_type == 'sample': raise ValueError("EulerAncestralScheduler has no prediction_type 'sample' (nor has diffusers'): expected 'epsilon' or 'v_prediction'")
+        if prediction_type == 'sample':
+            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample' (nor has diffusers'): expected 'epsilon' or 'v_prediction'")
         super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, False, timestep_spacing, steps_offset)
 
     def _prepare(self, ts):
@@ -212,8 +220,10 @@ class HeunScheduler(EulerScheduler):
         i = self._find(timestep)
         (sigma, jump), x0 = self._jumps[i], self._guess(self._to_x0[i], model_output, sample)
         slope = (sample - x0).div_(sigma)
-        if i % 2 == 0: self._start, self._slope, x = sample, slope, (slope*jump).add_(sample)
-        else: x = slope.add_(self._slope).mul_(jump).add_(self._start)
+        if i % 2 == 0:
+            self._start, self._slope, x = sample, slope, (slope*jump).add_(sample)
+        else:
+            x = slope.add_(self._slope).mul_(jump).add_(self._start)
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
@@ -227,17 +237,22 @@ class DPMSolverScheduler(SigmaScheduler):
                  dynamic_thresholding_ratio:float=0.995, sample_max_value:float=1., # so by default: clip at 1
                  lower_order_final:bool=True, # with fewer than 15 steps, end with one of order 2 and one of order 1
                  use_karras_sigmas:bool=False, final_sigmas_type:str='zero', timestep_spacing:str='linspace', steps_offset:int=0):
-        if solver_order not in (1, 2, 3): raise ValueError(f"solver_order is {solver_order!r}, expected 1, 2 or 3")
-        if sample_max_value < 1: raise ValueError(f"sample_max_value is {sample_max_value}, expected 1 or more")
+        if solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order is {solver_order!r}, expected 1, 2 or 3")
+        if sample_max_value < 1:
+            raise ValueError(f"sample_max_value is {sample_max_value}, expected 1 or more")
         super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, timestep_spacing, steps_offset,
                          solver_order=solver_order, thresholding=thresholding, dynamic_thresholding_ratio=dynamic_thresholding_ratio, sample_max_value=sample_max_value,
                          lower_order_final=lower_order_final, use_karras_sigmas=use_karras_sigmas, final_sigmas_type=final_sigmas_type)
 
     def _spaced(self, n):
         T, how = len(self), self.config.timestep_spacing
-        if how == 'trailing': return super()._spaced(n)
-        if how == 'linspace': return np.linspace(0, T - 1, n + 1).round()[::-1][:-1].astype(np.int64)   # one more, and not the last: that is the end
-        if T//(n + 1) == 0: raise ValueError(f"'leading' has no room for {n} of {T} steps: {T - 1} at most")
+        if how == 'trailing':
+            return super()._spaced(n)
+        if how == 'linspace':
+            return np.linspace(0, T - 1, n + 1).round()[::-1][:-1].astype(np.int64)   # one more, and not the last: that is the end
+        if T//(n + 1) == 0:
+            raise ValueError(f"'leading' has no room for {n} of {T} steps: {T - 1} at most")
         return (np.arange(n + 1)*(T//(n + 1)))[::-1][:-1] + self.config.steps_offset
 
     def _prepare(self, ts):
@@ -253,17 +268,21 @@ class DPMSolverScheduler(SigmaScheduler):
         self._keep = (noise[1:]/noise[:-1]).tolist()
         most = [min(self.config.solver_order, i + 1) for i in range(len(ts))]
         early_end = self.config.lower_order_final and len(ts) < 15
-        if early_end or s[-1] == 0: most[-1] = 1
-        if early_end and len(ts) > 1: most[-2] = min(most[-2], 2)
+        if early_end or s[-1] == 0:
+            most[-1] = 1
+        if early_end and len(ts) > 1:
+            most[-2] = min(most[-2], 2)
         self._weights = [[self._mix(s[:i + 2], order) for order in range(1, m + 1)] for i, m in enumerate(most)]
         self._past = []
         return ts
 
     def _guess(self, pair, model_output, sample):
         x0 = super()._guess(pair, model_output, sample)
-        if not self.config.thresholding: return x0
+        if not self.config.thresholding:
+            return x0
         most = self.config.sample_max_value
-        if most == 1: return x0.clamp(-1, 1)
+        if most == 1:
+            return x0.clamp(-1, 1)
         limit = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, 1).clamp(1, most).view(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-limit, limit)/limit
 
@@ -271,9 +290,11 @@ class DPMSolverScheduler(SigmaScheduler):
         "How much of the last `order` guesses, newest first, goes into the step between the last two levels of `s` (Lu et al. 2022, appendix B)."
         left, share = 1/math.sqrt(s[-1]**2 + 1), 1 - s[-1]/s[-2]
         now = left*share
-        if order == 1 or s[-1] == s[-2]: return [now]            # (a step of no length, where the last level is the end)
+        if order == 1 or s[-1] == s[-2]:
+            return [now]            # (a step of no length, where the last level is the end)
         h, h0 = math.log(s[-2]/s[-1]), math.log(s[-3]/s[-2])     # steps in the log of the signal-to-noise ratio: the natural time
-        if order == 2: return [now*(1 + h/h0/2), -now*h/h0/2]
+        if order == 2:
+            return [now*(1 + h/h0/2), -now*h/h0/2]
         h1 = math.log(s[-4]/s[-3])
         c1, c2 = left*(1 - share/h), left*(0.5 - (h - share)/h**2)            # for the guess's slope and its bend
         r0, r1 = h0/h, h1/h
@@ -287,7 +308,8 @@ class DPMSolverScheduler(SigmaScheduler):
         past = [] if i != self._i or i == 0 else self._past      # guesses of another run don't count
         self._past = [x0, *past][:self.config.solver_order]
         x = sample*self._keep[i]
-        for weight, guess in zip(self._weights[i][min(len(self._past), len(self._weights[i])) - 1], self._past): x.add_(guess, alpha=weight)
+        for weight, guess in zip(self._weights[i][min(len(self._past), len(self._weights[i])) - 1], self._past):
+            x.add_(guess, alpha=weight)
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
@@ -298,7 +320,8 @@ class MomentumScheduler(EulerScheduler):
                  use_karras_sigmas:bool=False, timestep_spacing:str='linspace', steps_offset:int=0, final_sigmas_type:str='zero',
                  momentum:float=0.5 # how much of the mean is old; negative: away from it. More than -1 and less than 1
                 ):
-        if not -1 < momentum < 1: raise ValueError(f"momentum is {momentum!r}, expected a number between -1 and 1, both excluded")
+        if not -1 < momentum < 1:
+            raise ValueError(f"momentum is {momentum!r}, expected a number between -1 and 1, both excluded")
         super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, use_karras_sigmas, timestep_spacing, steps_offset, final_sigmas_type)
         self.config['momentum'] = momentum
 
@@ -315,14 +338,17 @@ class AdamScheduler(EulerScheduler):
                  betas:tuple=(0., 0.9), # how much of the mean of slopes (may be negative) and of squares is old
                  per_pixel:bool=False, # a mean square for each pixel, as Adam has it, or one for each picture
                  eps:float=1e-8):
-        if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1): raise ValueError(f"betas are {betas!r}, expected two numbers, from -1 to 1 and from 0 to 1")
+        if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ValueError(f"betas are {betas!r}, expected two numbers, from -1 to 1 and from 0 to 1")
         super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, use_karras_sigmas, timestep_spacing, steps_offset, final_sigmas_type)
         self.config.update(betas=tuple(betas), per_pixel=per_pixel, eps=eps)
 
     def _direction(self, slope, i):
         (b1, b2), square = self.config.betas, slope.square()
-        if not self.config.per_pixel: square = square.mean(tuple(range(1, slope.ndim)), keepdim=True)
-        if i == 0 or i != self._i: self._m, self._v, self._n = torch.zeros_like(slope), torch.zeros_like(square), 0
+        if not self.config.per_pixel:
+            square = square.mean(tuple(range(1, slope.ndim)), keepdim=True)
+        if i == 0 or i != self._i:
+            self._m, self._v, self._n = torch.zeros_like(slope), torch.zeros_like(square), 0
         self._m, self._v, self._n = b1*self._m + (1 - b1)*slope, b2*self._v + (1 - b2)*square, self._n + 1
         return self._m/(1 - b1**self._n)/((self._v/(1 - b2**self._n)).sqrt() + self.config.eps)
 
@@ -330,5 +356,6 @@ class AdamScheduler(EulerScheduler):
 def power_times(n:int, power:float=0.6, num_train_timesteps:int=1000) -> list: # `n` falling times
     "Times to visit for `set_timesteps` and `sample`: even at power 1, closer together near the picture the larger it is, near the noise the smaller."
     ts = [round(num_train_timesteps*(1 - i/n)**power) - 1 for i in range(n)]
-    if len(set(ts)) < n or ts[-1] < 0: raise ValueError(f"{n} times of {num_train_timesteps} at power {power} fall together: take fewer, or a power nearer to 1")
+    if len(set(ts)) < n or ts[-1] < 0:
+        raise ValueError(f"{n} times of {num_train_timesteps} at power {power} fall together: take fewer, or a power nearer to 1")
     return ts

@@ -7,11 +7,23 @@ __all__ = ['RecorderCB', 'smoothed', 'cos_between', 'cosine', 'one_cycle', 'Mome
            'SingleBatchCB', 'overfit_one_batch', 'AccumulateCB', 'MixedPrecisionCB', 'CheckpointCB', 'AccelerateCB']
 
 # %% ../nbs/17_scaling.ipynb #c002
-import copy, math
+import copy
+import math
 from pathlib import Path
 from types import SimpleNamespace
+
 import torch
-from .learner import Callback, CancelBatch, CancelEpoch, CancelFit, TrainCB, get_rng, set_rng, untouched
+
+from miniai.learner import (
+    Callback,
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    TrainCB,
+    get_rng,
+    set_rng,
+    untouched,
+)
 from .tensors import to_cpu, to_device
 
 # %% ../nbs/17_scaling.ipynb #c006
@@ -22,7 +34,8 @@ class RecorderCB(Callback):
     def before_step(self, learn): self._losses.append(learn.loss.detach())
     def after_step(self, learn):
         g = learn.opt.param_groups[0]
-        self.lrs.append(float(g['lr'])); self.moms.append(float(g['betas'][0] if 'betas' in g else g.get('momentum', 0.)))
+        self.lrs.append(float(g['lr']))
+        self.moms.append(float(g['betas'][0] if 'betas' in g else g.get('momentum', 0.)))
     def cleanup_fit(self, learn): self.history = getattr(learn, 'history', [])
     @property
     def losses(self): return torch.stack(self._losses).tolist() if self._losses else []
@@ -35,12 +48,16 @@ class RecorderCB(Callback):
         "Draw loss (each step's, and smoothed; held-out where known), learning rate and momentum, and return the three axes."
         import matplotlib.pyplot as plt
         _, axs = plt.subplots(1, 3, figsize=(9, 2.2), layout='constrained')
-        axs[0].plot(self.losses, alpha=0.3); axs[0].plot(smoothed(self.losses, smooth), label='training')
+        axs[0].plot(self.losses, alpha=0.3)
+        axs[0].plot(smoothed(self.losses, smooth), label='training')
         valid = [((h['epoch'] + 1)*self.n_batches, h['valid_loss']) for h in self.history if 'valid_loss' in h]
-        if valid: axs[0].plot(*zip(*valid), 'o-', ms=3, label='held-out')
+        if valid:
+            axs[0].plot(*zip(*valid), 'o-', ms=3, label='held-out')
         axs[0].legend()
-        axs[1].plot(self.lrs); axs[2].plot(self.moms)
-        for ax, name in zip(axs, ('loss', 'learning rate', 'momentum')): ax.set(xlabel='step', title=name)
+        axs[1].plot(self.lrs)
+        axs[2].plot(self.moms)
+        for ax, name in zip(axs, ('loss', 'learning rate', 'momentum')):
+            ax.set(xlabel='step', title=name)
         return axs
 
 def smoothed(values, beta:float=0.9):
@@ -70,25 +87,33 @@ class MomentumCB(Callback):
     def __init__(self, sched=lambda pct: cos_between(0.95, 0.85, pct/0.3) if pct < 0.3 else cos_between(0.85, 0.95, (pct - 0.3)/0.7)): self.sched = sched
     def before_step(self, learn):
         for g in learn.opt.param_groups:
-            if 'betas' in g: g['betas'] = (self.sched(learn.pct), *g['betas'][1:])
-            elif 'momentum' in g: g['momentum'] = self.sched(learn.pct)
-            else: raise ValueError(f"{type(learn.opt).__name__} has no momentum to set")
+            if 'betas' in g:
+                g['betas'] = (self.sched(learn.pct), *g['betas'][1:])
+            elif 'momentum' in g:
+                g['momentum'] = self.sched(learn.pct)
+            else:
+                raise ValueError(f"{type(learn.opt).__name__} has no momentum to set")
 
 # %% ../nbs/17_scaling.ipynb #c012
 class SchedulerCB(Callback):
     "Any of torch's schedulers. `make(optimizer)` gives one; it's stepped after each training step or, with `per='epoch'`, between epochs."
     role, in_trials = 'sets the learning rate', False
     def __init__(self, make, per:str='batch'):
-        if per not in ('batch', 'epoch'): raise ValueError(f"per is {per!r}, expected 'batch' or 'epoch'")
+        if per not in ('batch', 'epoch'):
+            raise ValueError(f"per is {per!r}, expected 'batch' or 'epoch'")
         self.make, self.per = make, per
     def before_fit(self, learn): self.sched = self.make(learn.opt)
     def after_step(self, learn):
-        if self.per == 'batch': self.sched.step()
+        if self.per == 'batch':
+            self.sched.step()
     def before_epoch(self, learn):
-        if self.per == 'batch' or learn.epoch == 0 or learn.training != learn.passes[0]: return
-        if not isinstance(self.sched, torch.optim.lr_scheduler.ReduceLROnPlateau): return self.sched.step()
+        if self.per == 'batch' or learn.epoch == 0 or learn.training != learn.passes[0]:
+            return
+        if not isinstance(self.sched, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            return self.sched.step()
         last = getattr(learn, 'history', [])[-1:]
-        if not last or 'valid_loss' not in last[0]: raise ValueError("ReduceLROnPlateau looks at the held-out loss: add MetricsCB(), and validate")
+        if not last or 'valid_loss' not in last[0]:
+            raise ValueError("ReduceLROnPlateau looks at the held-out loss: add MetricsCB(), and validate")
         self.sched.step(last[0]['valid_loss'])
     def state_dict(self, learn): return self.sched.state_dict()
     def load_state_dict(self, learn, state): self.sched.load_state_dict(state)
@@ -99,14 +124,18 @@ class _Sweep(Callback):
     order, role = 70, 'sets the learning rate'
     def __init__(self, lrs): self.all, self.lrs, self.losses, self.best = lrs, [], [], math.inf
     def before_step(self, learn):
-        for g in learn.opt.param_groups: g['lr'] = self.all[learn.n_steps]
+        for g in learn.opt.param_groups:
+            g['lr'] = self.all[learn.n_steps]
     def after_loss(self, learn):
         loss = learn.loss.item()
-        self.lrs.append(self.all[learn.n_steps]); self.losses.append(loss)
+        self.lrs.append(self.all[learn.n_steps])
+        self.losses.append(loss)
         self.best = min(self.best, smoothed(self.losses, 0.8)[-1])
-        if not math.isfinite(loss) or loss > 4*self.best: raise CancelFit
+        if not math.isfinite(loss) or loss > 4*self.best:
+            raise CancelFit
     def after_step(self, learn):
-        if learn.n_steps == len(self.all) - 1: raise CancelFit
+        if learn.n_steps == len(self.all) - 1:
+            raise CancelFit
 
 class LRFind:
     "What `lr_find` gives: `lrs`, `losses` (smoothed), and `suggestion`; `plot()` draws them."
@@ -114,22 +143,26 @@ class LRFind:
         self.lrs, self.losses = lrs, losses
         good = losses.index(min(losses)) + 1              # behind the lowest point, the loss only explodes
         x, y = [math.log(v) for v in lrs[:good]], losses[:good]
-        if good < 5: raise ValueError(f"the loss fell in only {good} steps of the search: start at a smaller learning rate")
+        if good < 5:
+            raise ValueError(f"the loss fell in only {good} steps of the search: start at a smaller learning rate")
         slopes = [(y[i + 2] - y[i - 2])/(x[i + 2] - x[i - 2]) for i in range(2, good - 2)] or [-1.]
         self.suggestion = lrs[2 + slopes.index(min(slopes))]
     def plot(self):
         import matplotlib.pyplot as plt
         _, ax = plt.subplots(figsize=(4, 2.5))
-        ax.plot(self.lrs, self.losses); ax.axvline(self.suggestion, color='tab:orange', ls='--')
+        ax.plot(self.lrs, self.losses)
+        ax.axvline(self.suggestion, color='tab:orange', ls='--')
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)', title=f'steepest at {self.suggestion:.2g}')
         return ax
 
 def lr_find(learn, low:float=1e-6, high:float=10., # the range to search
             n_steps:int=100) -> LRFind:
     "Look for a learning rate (Smith 2017). The learner is left as it is: weights, optimiser, callbacks and random numbers. Raises `ValueError` if the loss never falls."
-    if not 0 < low < high: raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
+    if not 0 < low < high:
+        raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
     sweep = _Sweep([low*(high/low)**(i/(n_steps - 1)) for i in range(n_steps)])
-    with untouched(learn): learn.trial(copy.deepcopy(learn.model), cbs=[sweep]).fit(n_steps, lr=low, valid=False)
+    with untouched(learn):
+        learn.trial(copy.deepcopy(learn.model), cbs=[sweep]).fit(n_steps, lr=low, valid=False)
     ok = [v for v in sweep.losses if math.isfinite(v)]
     return LRFind(sweep.lrs[:len(ok)], smoothed(ok, 0.8))
 
@@ -158,7 +191,8 @@ class AccumulateCB(Callback):
     "One step for every `n` batches: as with batches `n` times as large (except for batch statistics), in the memory of one. `n_steps` counts the real steps."
     order = -20
     def __init__(self, n:int):
-        if n < 1: raise ValueError(f"n is {n}, expected at least 1")
+        if n < 1:
+            raise ValueError(f"n is {n}, expected at least 1")
         self.n = n
     def before_fit(self, learn): learn.total_steps = learn.n_epochs*-(-len(learn.dls.train)//self.n)
     def before_epoch(self, learn): self.rows = []
@@ -168,10 +202,12 @@ class AccumulateCB(Callback):
         learn.train_cb.weight *= self.rows[-1]/self.rows[0]
     def after_backward(self, learn):
         learn.train_cb.weight /= self.rows[-1]/self.rows[0]
-        if len(self.rows) < self.n and learn.i < len(learn.dl) - 1: raise CancelBatch
+        if len(self.rows) < self.n and learn.i < len(learn.dl) - 1:
+            raise CancelBatch
         k = self.rows[0]/sum(self.rows)
         for p in learn.model.parameters():
-            if p.grad is not None: p.grad.mul_(k)
+            if p.grad is not None:
+                p.grad.mul_(k)
         self.rows = []
     def cleanup_fit(self, learn):
         learn.train_cb.weight = 1.
@@ -182,40 +218,49 @@ class MixedPrecisionCB(Callback):
     "Runs the model in `dtype`, 'bf16' (processor or GPU) or 'fp16' (GPU, with a scaled loss). `active` says whether the machine can; if not, it's said once."
     order, role, runs_after = -15, 'sets the precision', ('AccumulateCB',)
     def __init__(self, dtype:str='bf16'):
-        if dtype not in ('bf16', 'fp16'): raise ValueError(f"dtype is {dtype!r}, expected 'bf16' or 'fp16'")
+        if dtype not in ('bf16', 'fp16'):
+            raise ValueError(f"dtype is {dtype!r}, expected 'bf16' or 'fp16'")
         self.dtype, self.active, self.said, self.ctx = dtype, False, False, None
     def can(self, device) -> bool:
         "Whether `device` can train in this precision."
-        if device.type == 'cuda': return self.dtype == 'fp16' or torch.cuda.is_bf16_supported()
+        if device.type == 'cuda':
+            return self.dtype == 'fp16' or torch.cuda.is_bf16_supported()
         return device.type == 'cpu' and self.dtype == 'bf16'
     def before_fit(self, learn):
         self.at = next(learn.model.parameters()).device
         self.active = self.can(self.at)
-        if self.active and self.dtype == 'fp16': learn.train_cb.scaler = torch.amp.GradScaler(self.at.type)
+        if self.active and self.dtype == 'fp16':
+            learn.train_cb.scaler = torch.amp.GradScaler(self.at.type)
         if not self.active and not self.said and learn.train_cb.is_main:
             self.said = True
             print(f"MixedPrecisionCB is inactive: {self.dtype} doesn't train on this device ({self.at.type}); going on in float32.")
     def before_predict(self, learn):
-        if not self.active: return
+        if not self.active:
+            return
         self.ctx = torch.autocast(self.at.type, torch.bfloat16 if self.dtype == 'bf16' else torch.float16)
         self.ctx.__enter__()
     def after_predict(self, learn):
         self._leave()
-        if self.active: learn.preds = _to_float(learn.preds)
+        if self.active:
+            learn.preds = _to_float(learn.preds)
     def after_backward(self, learn):
         # clipping must see the true gradients
-        if learn.train_cb.scaler is not None: learn.train_cb.scaler.unscale_(learn.opt)
+        if learn.train_cb.scaler is not None:
+            learn.train_cb.scaler.unscale_(learn.opt)
     def cleanup_batch(self, learn): self._leave()
     def _leave(self):
         ctx, self.ctx = self.ctx, None
-        if ctx is not None: ctx.__exit__(None, None, None)
+        if ctx is not None:
+            ctx.__exit__(None, None, None)
     def cleanup_fit(self, learn): learn.train_cb.scaler = None
     def state_dict(self, learn): return {'scaler': learn.train_cb.scaler.state_dict() if learn.train_cb.scaler is not None else {}}
     def load_state_dict(self, learn, state):
-        if state['scaler'] and learn.train_cb.scaler is not None: learn.train_cb.scaler.load_state_dict(state['scaler'])
+        if state['scaler'] and learn.train_cb.scaler is not None:
+            learn.train_cb.scaler.load_state_dict(state['scaler'])
 
 def _to_float(x):
-    if isinstance(x, (tuple, list)): return type(x)(map(_to_float, x))
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(_to_float, x))
     return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 # %% ../nbs/17_scaling.ipynb #c027
@@ -226,32 +271,42 @@ class CheckpointCB(Callback):
     def __init__(self, folder, every:int=1, # epochs
                  keep:int=2 # so many checkpoints stay
                 ):
-        if every < 1 or keep < 1: raise ValueError(f"every is {every} and keep is {keep}, expected at least 1")
+        if every < 1 or keep < 1:
+            raise ValueError(f"every is {every} and keep is {keep}, expected at least 1")
         self.folder, self.every, self.keep, self.last = Path(folder), every, keep, None
-        if self.folder.exists() and not self.folder.is_dir(): raise ValueError(f"{self.folder} is a file: give a folder")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: give a folder")
     # an epoch may be ended early by somebody's `CancelFit` or Ctrl-C after its last batch: that one counts too
     def cleanup_epoch(self, learn):
         done = learn.epoch + 1
-        if not learn.complete or learn.training != learn.passes[-1] or not learn.train_cb.is_main: return
-        if done % self.every == 0 or done == learn.n_epochs: self.last = learn.save_checkpoint(self.folder, self.keep)
+        if not learn.complete or learn.training != learn.passes[-1] or not learn.train_cb.is_main:
+            return
+        if done % self.every == 0 or done == learn.n_epochs:
+            self.last = learn.save_checkpoint(self.folder, self.keep)
 
 # %% ../nbs/17_scaling.ipynb #c030
 class _Shard:
     "Every `world`-th batch of a loader, the `rank`-th. The rest at the end is divided by rows; `weight` says what a row of this share counts, `counts` whether it counts at all."
     def __init__(self, dl, rank, world): self.dl, self.rank, self.world, self.weight, self.counts = dl, rank, world, 1., True
     def __getattr__(self, name):
-        if name == 'dl': raise AttributeError(name)
+        if name == 'dl':
+            raise AttributeError(name)
         return getattr(self.dl, name)
     def __len__(self): return -(-len(self.dl)//self.world)
     def __iter__(self):
         group = []
         for batch in self.dl:
             group.append(batch)
-            if len(group) == self.world: yield self._mine(group); group = []
-        if group: yield self._mine(group)
+            if len(group) == self.world:
+                yield self._mine(group)
+                group = []
+        if group:
+            yield self._mine(group)
     def _mine(self, group):
         rows = [len(b[1]) for b in group]
-        if len(group) == self.world and len(set(rows)) == 1: self.weight, self.counts = 1., True; return group[self.rank]
+        if len(group) == self.world and len(set(rows)) == 1:
+            self.weight, self.counts = 1., True
+            return group[self.rank]
         n, whole = sum(rows), _cat(group)
         a, b = n*self.rank//self.world, n*(self.rank + 1)//self.world
         self.weight, self.counts = (b - a)*self.world/n, b > a
@@ -259,7 +314,8 @@ class _Shard:
         return _rows(whole, a, b) if b > a else _rows(whole, 0, 1)
 
 def _cat(parts):
-    if isinstance(parts[0], torch.Tensor): return torch.cat(parts)
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
     return tuple(_cat([p[i] for p in parts]) for i in range(len(parts[0])))
 
 def _rows(x, a, b): return x[a:b] if isinstance(x, torch.Tensor) else tuple(_rows(o, a, b) for o in x)
@@ -270,8 +326,10 @@ class AccelerateCB(TrainCB):
     def __init__(self, accelerator=None, # an `accelerate.Accelerator`; a plain one if not given
                 ):
         if accelerator is None:
-            try: from accelerate import Accelerator
-            except ImportError as e: raise ImportError("AccelerateCB needs the package accelerate: pip install accelerate") from e
+            try:
+                from accelerate import Accelerator
+            except ImportError as e:
+                raise ImportError("AccelerateCB needs the package accelerate: pip install accelerate") from e
             accelerator = Accelerator()
         self.acc, self.ddp = accelerator, None
     @property
@@ -281,14 +339,17 @@ class AccelerateCB(TrainCB):
     def before_fit(self, learn):
         acc, self.dls, self.ddp = self.acc, learn.dls, None
         learn.dls = copy.copy(learn.dls)
-        for name in ('train', 'valid'): setattr(learn.dls, name, _Shard(getattr(self.dls, name), acc.process_index, acc.num_processes))
+        for name in ('train', 'valid'):
+            setattr(learn.dls, name, _Shard(getattr(self.dls, name), acc.process_index, acc.num_processes))
         learn.total_steps = learn.n_epochs*len(learn.dls.train)
         self.ddp, self.opt = acc.prepare_model(learn.model), acc.prepare_optimizer(learn.opt)
     def before_epoch(self, learn):
-        if self.acc.num_processes == 1: return
+        if self.acc.num_processes == 1:
+            return
         from accelerate.utils import broadcast_object_list
         # whatever each drew in its own last batch: all go on with the dice of the main one, or they'd shuffle differently
-        rng = get_rng(learn.dls); rng.pop('cuda', None)
+        rng = get_rng(learn.dls)
+        rng.pop('cuda', None)
         set_rng(learn.dls, broadcast_object_list([rng])[0])
     def before_batch(self, learn):
         learn.batch = to_device(learn.batch, self.device)
@@ -296,21 +357,27 @@ class AccelerateCB(TrainCB):
     def predict(self, learn):
         # the wrapped model averages gradients on the way back; without a way back the plain one will do
         model, learn.model = learn.model, self.ddp if learn.training else learn.model
-        try: super().predict(learn)
-        finally: learn.model = model
+        try:
+            super().predict(learn)
+        finally:
+            learn.model = model
     def backward(self, learn): self.acc.backward(learn.loss*self.weight)
     def after_backward(self, learn):
-        if self.acc.scaler is not None: self.acc.unscale_gradients(self.opt)
+        if self.acc.scaler is not None:
+            self.acc.unscale_gradients(self.opt)
     def step(self, learn): self.opt.step()
     def total(self, x): return self.acc.reduce(x, 'sum')
     def gather(self, x):
         from accelerate.utils import gather_object
-        if self.acc.num_processes == 1: return x
+        if self.acc.num_processes == 1:
+            return x
         parts = gather_object([to_cpu(x) if self.counts else None])
         return to_device(_cat([p for p in parts if p is not None]), self.device)
     def cleanup_fit(self, learn):
-        if getattr(self, 'dls', None) is None: return
+        if getattr(self, 'dls', None) is None:
+            return
         learn.dls, self.dls, self.weight, self.counts = self.dls, None, 1., True
-        if self.ddp is not None: self.acc.unwrap_model(self.ddp, keep_fp32_wrapper=False)
+        if self.ddp is not None:
+            self.acc.unwrap_model(self.ddp, keep_fp32_wrapper=False)
         self.ddp = self.opt = None
         self.acc.free_memory()

@@ -6,9 +6,12 @@
 __all__ = ['cosine_betas', 'make_betas', 'Config', 'randn', 'SchedulerOutput', 'Scheduler', 'DDPMScheduler']
 
 # %% ../nbs/21_schedulers.ipynb #c002
-import inspect, json, math
+import inspect
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -23,23 +26,29 @@ def make_betas(schedule:str, # 'linear' (Ho et al. 2020), 'scaled_linear' (Stabl
                start:float=1e-4, end:float=0.02 # first and last beta; the cosine needs neither
               ) -> torch.Tensor: # `(n,)` float32 in (0, 1)
     "How much noise each step adds. Raises `ValueError` for an unknown schedule."
-    if schedule == 'linear': return torch.linspace(start, end, n, dtype=torch.float32)
-    if schedule == 'scaled_linear': return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float32)**2
-    if schedule in ('squaredcos_cap_v2', 'cosine'): return cosine_betas(n)
+    if schedule == 'linear':
+        return torch.linspace(start, end, n, dtype=torch.float32)
+    if schedule == 'scaled_linear':
+        return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float32)**2
+    if schedule in ('squaredcos_cap_v2', 'cosine'):
+        return cosine_betas(n)
     raise ValueError(f"unknown beta_schedule {schedule!r}: expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2' (the cosine)")
 
 # %% ../nbs/21_schedulers.ipynb #c019
 class Config(dict):
     "The settings a scheduler was made with, readable as attributes too."
     def __getattr__(self, name):
-        try: return self[name]
-        except KeyError: raise AttributeError(name) from None
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 def randn(shape, generator=None, # a `torch.Generator`, a list of them (one for each picture), or None for the global one
           device=None, dtype=None) -> torch.Tensor:
     "Standard normal noise `(n, ...)` on `device`, drawn where the generators live. With one each, a picture doesn't depend on those beside it."
     if isinstance(generator, (list, tuple)):
-        if len(generator) != shape[0]: raise ValueError(f"{len(generator)} generators for {shape[0]} pictures: give one for each, or a single one for all")
+        if len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for {shape[0]} pictures: give one for each, or a single one for all")
         return torch.cat([randn((1, *shape[1:]), g, device, dtype) for g in generator])
     return torch.randn(shape, generator=generator, device=device if generator is None else generator.device, dtype=dtype).to(device)
 
@@ -89,7 +98,8 @@ class Scheduler:
     def _roots(self, t, like):
         "sqrt(alpha_bar) and sqrt(1 - alpha_bar) for times `(n,)`, shaped to multiply `like`."
         # (asking a GPU would make it wait, in every batch)
-        if t.device.type == 'cpu' and (t.min() < 0 or t.max() >= len(self)): raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {t.min().item()} to {t.max().item()}")
+        if t.device.type == 'cpu' and (t.min() < 0 or t.max() >= len(self)):
+            raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {t.min().item()} to {t.max().item()}")
         a = self.alphas_cumprod.to(like.device, like.dtype)[t].view(-1, *[1]*(like.ndim - 1))
         return a.sqrt(), (1 - a).sqrt()
 
@@ -110,7 +120,8 @@ class Scheduler:
     def pred_original_sample(self, model_output, t:int, sample):
         "The guess at x_0 that `model_output` at time `t` amounts to, clipped if so configured."
         t = int(t)
-        if not 0 <= t < len(self): raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {t}")
+        if not 0 <= t < len(self):
+            raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {t}")
         return self._guess(self._to_x0[t], model_output, sample)
 
     def _guess(self, pair, model_output, sample):
@@ -127,7 +138,8 @@ class Scheduler:
                       timesteps=None # such a list, by the name it has in diffusers
                      ):
         "Choose the times for sampling, falling; they are in `timesteps`."
-        if (num_inference_steps is None) == (timesteps is None): raise ValueError("give either num_inference_steps or timesteps")
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("give either num_inference_steps or timesteps")
         n = num_inference_steps if timesteps is None else timesteps
         ts = self._spaced(self._count(n)) if np.ndim(n) == 0 else self._given(n)
         self.num_inference_steps = len(ts)
@@ -150,9 +162,12 @@ class Scheduler:
     def _spaced(self, n):
         "`n` times, as `timestep_spacing` says."
         T, how = len(self), self.config.timestep_spacing
-        if how == 'linspace': ts = np.linspace(0, T - 1, n).round()[::-1]
-        elif how == 'leading': ts = (np.arange(n)*(T//n))[::-1] + self.config.steps_offset
-        else: ts = np.round(T - np.arange(n)*(T/n)) - 1
+        if how == 'linspace':
+            ts = np.linspace(0, T - 1, n).round()[::-1]
+        elif how == 'leading':
+            ts = (np.arange(n)*(T//n))[::-1] + self.config.steps_offset
+        else:
+            ts = np.round(T - np.arange(n)*(T/n)) - 1
         return ts.astype(np.int64)
 
     def _prepare(self, ts):
@@ -161,16 +176,21 @@ class Scheduler:
 
     def _find(self, t):
         "Which of the chosen times `t` is: the next in turn if it's that one, else wherever it stands."
-        if self._times is None: raise ValueError("no times to visit yet: call set_timesteps(n) before step")
-        if isinstance(t, torch.Tensor): t = t.item()
+        if self._times is None:
+            raise ValueError("no times to visit yet: call set_timesteps(n) before step")
+        if isinstance(t, torch.Tensor):
+            t = t.item()
         i = self._i
-        if i < len(self._times) and self._times[i] == t: return i
-        if t not in self._index: raise ValueError(f"time {t} is not among the {len(self._times)} times that set_timesteps chose")
+        if i < len(self._times) and self._times[i] == t:
+            return i
+        if t not in self._index:
+            raise ValueError(f"time {t} is not among the {len(self._times)} times that set_timesteps chose")
         return self._index[t]
 
     def previous_timestep(self, t:int) -> int:
         "The time that follows `t` in sampling; -1 after the last: the clean picture."
-        if self.num_inference_steps is None: return t - 1
+        if self.num_inference_steps is None:
+            return t - 1
         return (self._times + [-1])[self._find(t) + 1]
 
     def scale_model_input(self, sample, timestep=None): return sample
@@ -180,12 +200,14 @@ class Scheduler:
     def from_config(cls, config, **changes):
         "A scheduler with another's settings, as far as it has them, and `changes`. Raises `ValueError` if they change the noise in a way that none of ours knows."
         for k in ('trained_betas', 'rescale_betas_zero_snr', 'use_exponential_sigmas', 'use_beta_sigmas', 'use_lu_lambdas', 'use_flow_sigmas'):
-            if config.get(k): raise ValueError(f"{cls.__name__} has no setting {k}, but the configuration sets it to {config[k]!r}")
+            if config.get(k):
+                raise ValueError(f"{cls.__name__} has no setting {k}, but the configuration sets it to {config[k]!r}")
         known = inspect.signature(cls.__init__).parameters
         return cls(**{**{k: v for k, v in config.items() if k in known}, **changes})
 
     def save_pretrained(self, folder):
-        folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder/'scheduler_config.json').write_text(json.dumps({'_class_name': type(self).__name__, **self.config}, indent=2) + '\n')
 
     @classmethod
@@ -223,6 +245,7 @@ class DDPMScheduler(Scheduler):
         c0, ct, std, t = self._table[i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
         x = (sample*ct).add_(x0, alpha=c0)
-        if std: x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
+        if std:
+            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)

@@ -8,6 +8,7 @@ __all__ = ['dissolve', 'Critic', 'DissolveCB', 'nudged_slope', 'backprop_slope',
 # %% ../nbs/20_score.ipynb #c002
 import torch
 from torch import nn
+
 from .learner import Callback
 
 # %% ../nbs/20_score.ipynb #c006
@@ -16,7 +17,8 @@ def dissolve(x:torch.Tensor, # pictures `(n, c, h, w)`
              generator:torch.Generator=None # on the processor; PyTorch's global one if not given
             ) -> tuple: # the noisy pictures, and `s`
     "Mix each picture with normal noise: $\\sqrt{1 - s^2}\\,x + s\\,\\varepsilon$. Raises `ValueError` for amounts outside of [0, 1]."
-    if s is None: s = torch.rand(len(x), generator=generator).to(x.device)
+    if s is None:
+        s = torch.rand(len(x), generator=generator).to(x.device)
     if s.shape != x.shape[:1] or s.min() < 0 or s.max() > 1:
         raise ValueError(f"one amount of noise from 0 to 1 for each of {len(x)} pictures, but got shape {tuple(s.shape)}, {s.min():.3g} to {s.max():.3g}")
     noise = torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
@@ -59,7 +61,8 @@ def nudged_slope(f, # pictures `(n, c, h, w)` -> `(n,)` scores
 def backprop_slope(f, x:torch.Tensor) -> torch.Tensor:
     "The same by backpropagation: one call of `f`, however many pixels."
     x = x.detach().requires_grad_(True)
-    with torch.enable_grad(): return torch.autograd.grad(f(x).sum(), x)[0]
+    with torch.enable_grad():
+        return torch.autograd.grad(f(x).sum(), x)[0]
 
 def climb(f, # pictures `(n, c, h, w)` -> `(n,)` scores
           x:torch.Tensor, # where to start: pictures, or noise
@@ -69,7 +72,8 @@ def climb(f, # pictures `(n, c, h, w)` -> `(n,)` scores
     path = [x.detach()]
     for i in range(steps):
         g = slope(f, path[-1])
-        if not g.isfinite().all(): raise ValueError(f"the slope isn't finite in step {i}: is there a NaN or infinity in f, or in the picture?")
+        if not g.isfinite().all():
+            raise ValueError(f"the slope isn't finite in step {i}: is there a NaN or infinity in f, or in the picture?")
         norm = g.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1]*(x.ndim - 1))
         path.append(path[-1] + length*(1 - i/steps)*g/norm)
     return path

@@ -13,22 +13,26 @@ from collections.abc import Mapping
 from itertools import product
 from math import prod
 from operator import index
+
 import numpy as np
 import torch
 
 # %% ../nbs/01_tensors.ipynb #c007
 def shape_of(nested) -> tuple:
     "The shape of a number (`()`) or of equally long lists nested to any depth. Raises `ValueError` for ragged ones."
-    if not isinstance(nested, (list, tuple)): return ()
+    if not isinstance(nested, (list, tuple)):
+        return ()
     shapes = [shape_of(o) for o in nested]
     for i, s in enumerate(shapes):
-        if s != shapes[0]: raise ValueError(f"ragged lists: item 0 has shape {shapes[0]} but item {i} has shape {s}; make them equal")
+        if s != shapes[0]:
+            raise ValueError(f"ragged lists: item 0 has shape {shapes[0]} but item {i} has shape {s}; make them equal")
     return (len(nested), *(shapes[0] if shapes else ()))
 
 # %% ../nbs/01_tensors.ipynb #c010
 def flatten(nested) -> list:
     "The numbers of nested lists in reading order."
-    if not isinstance(nested, (list, tuple)): return [nested]
+    if not isinstance(nested, (list, tuple)):
+        return [nested]
     return [v for o in nested for v in flatten(o)]
 
 # %% ../nbs/01_tensors.ipynb #c013
@@ -46,9 +50,12 @@ class StridedTensor:
                  offset:int=0): # where the first element lies
         self.storage, self.shape, self.offset = storage, tuple(shape), offset
         self.strides = contiguous_strides(self.shape) if strides is None else tuple(strides)
-        if len(self.strides) != self.ndim: raise ValueError(f"shape {self.shape} and strides {self.strides} differ in length")
-        if min(self.shape, default=0) < 0: raise ValueError(f"shape {self.shape} holds a negative size")
-        if 0 in self.shape: return                              # no elements, so none out of range
+        if len(self.strides) != self.ndim:
+            raise ValueError(f"shape {self.shape} and strides {self.strides} differ in length")
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape {self.shape} holds a negative size")
+        if 0 in self.shape:
+            return                              # no elements, so none out of range
         reach = [(n - 1)*s for n, s in zip(self.shape, self.strides)]
         first, last = offset + sum(min(r, 0) for r in reach), offset + sum(max(r, 0) for r in reach)
         if first < 0 or last >= len(storage):
@@ -60,29 +67,40 @@ class StridedTensor:
 
     def positions(self):
         "Where in the storage each element lies, in reading order."
-        for i in product(*map(range, self.shape)): yield self.offset + sum(k*s for k, s in zip(i, self.strides))
+        for i in product(*map(range, self.shape)):
+            yield self.offset + sum(k*s for k, s in zip(i, self.strides))
 
     def __getitem__(self, idx):
         "A view that copies nothing. Whole numbers, slices with a positive step, `None` and one `...`; else `IndexError` or `TypeError`."
         idx = _whole_index(idx, self.ndim)
         shape, strides, offset, axes = [], [], self.offset, iter(enumerate(zip(self.shape, self.strides)))
         for i in idx:
-            if i is None: shape.append(1); strides.append(0); continue
+            if i is None:
+                shape.append(1)
+                strides.append(0)
+                continue
             k, (n, s) = next(axes)
             if isinstance(i, slice):
                 start, stop, step = i.indices(n)
-                if step < 1: raise ValueError(f"slice step {step} for axis {k}: it must be positive, as in torch")
-                shape.append(len(range(start, stop, step))); strides.append(s*step); offset += start*s
-            elif -n <= i < n: offset += i%n*s
-            else: raise IndexError(f"index {i} is out of range for axis {k} of size {n}")
+                if step < 1:
+                    raise ValueError(f"slice step {step} for axis {k}: it must be positive, as in torch")
+                shape.append(len(range(start, stop, step)))
+                strides.append(s*step)
+                offset += start*s
+            elif -n <= i < n:
+                offset += i%n*s
+            else:
+                raise IndexError(f"index {i} is out of range for axis {k} of size {n}")
         return StridedTensor(self.storage, shape, strides, offset)
 
     def __setitem__(self, idx, value): # a number: every view of the storage sees it
-        for p in self[idx].positions(): self.storage[p] = value
+        for p in self[idx].positions():
+            self.storage[p] = value
 
     def tolist(self):
         "The elements as nested lists (a number for rank 0)."
-        if self.ndim == 0: return self.storage[self.offset]
+        if self.ndim == 0:
+            return self.storage[self.offset]
         return [self[i].tolist() for i in range(self.shape[0])]
 
     def __repr__(self): return f'StridedTensor({self.tolist()}, shape={self.shape}, strides={self.strides}, offset={self.offset})'
@@ -94,8 +112,10 @@ def _whole_index(idx, ndim) -> list:
         if isinstance(i, bool) or not (i is None or i is ... or isinstance(i, slice) or hasattr(i, '__index__')):
             raise TypeError(f"{i!r} can't be an index here: use whole numbers, slices, None or ...")
     named = sum(i is not None and i is not ... for i in idx)
-    if named > ndim: raise IndexError(f"{named} indices for a tensor with {ndim} axes")
-    if idx.count(...) > 1: raise IndexError("an index can hold only one '...'")
+    if named > ndim:
+        raise IndexError(f"{named} indices for a tensor with {ndim} axes")
+    if idx.count(...) > 1:
+        raise IndexError("an index can hold only one '...'")
     at = idx.index(...) if ... in idx else len(idx)
     idx[at:at+1] = [slice(None)]*(ndim - named)
     return [i if i is None or isinstance(i, slice) else index(i) for i in idx]
@@ -117,7 +137,8 @@ def expand(t:StridedTensor, shape) -> StridedTensor:
     new = len(shape) - t.ndim
     strides = []
     for n, m, s in zip(shape[max(new, 0):], t.shape, t.strides):
-        if m not in (1, n): break
+        if m not in (1, n):
+            break
         strides.append(s if m == n else 0)
     if new < 0 or len(strides) < t.ndim:
         raise ValueError(f"shape {t.shape} can't be expanded to {tuple(shape)}: "
@@ -127,16 +148,22 @@ def expand(t:StridedTensor, shape) -> StridedTensor:
 # %% ../nbs/01_tensors.ipynb #c032
 def view_strides(shape, strides, new):
     "The strides with which `new` shows the elements of `(shape, strides)` in the same order, or None where only a copy can."
-    if prod(shape) == 0: return contiguous_strides(new)
+    if prod(shape) == 0:
+        return contiguous_strides(new)
     runs = [(1, 1)]
     for n, s in zip(shape, strides):
-        if n == 1: continue                                               # never stepped: its stride says nothing
-        if runs[-1][1] == n*s: runs[-1] = (runs[-1][0]*n, s)              # walks on where the last one left off
-        else: runs.append((n, s))
+        if n == 1:
+            continue                                               # never stepped: its stride says nothing
+        if runs[-1][1] == n*s:
+            runs[-1] = (runs[-1][0]*n, s)              # walks on where the last one left off
+        else:
+            runs.append((n, s))
     out, (left, step) = [], runs.pop()
     for n in reversed(new):
-        if left == 1 and n > 1 and runs: left, step = runs.pop()
-        if left%n: return None                                            # this axis would straddle two runs
+        if left == 1 and n > 1 and runs:
+            left, step = runs.pop()
+        if left%n:
+            return None                                            # this axis would straddle two runs
         out.append(step)
         left, step = left//n, step*n
     return tuple(reversed(out))
@@ -144,8 +171,10 @@ def view_strides(shape, strides, new):
 def _full_shape(shape, numel) -> tuple:
     "`shape` with one -1 replaced by what makes `numel` elements. Raises `ValueError` if there is no such shape."
     known = prod(n for n in shape if n != -1)
-    if shape.count(-1) == 1 and known and numel%known == 0: shape = tuple(numel//known if n == -1 else n for n in shape)
-    if min(shape, default=0) < 0 or prod(shape) != numel: raise ValueError(f"shape {shape} doesn't hold {numel} elements")
+    if shape.count(-1) == 1 and known and numel%known == 0:
+        shape = tuple(numel//known if n == -1 else n for n in shape)
+    if min(shape, default=0) < 0 or prod(shape) != numel:
+        raise ValueError(f"shape {shape} doesn't hold {numel} elements")
     return shape
 
 def view(t:StridedTensor, *shape) -> StridedTensor:
@@ -182,9 +211,12 @@ def broadcast_shapes(*shapes) -> tuple:
     return tuple(reversed(out))
 
 def _as_shape(s) -> tuple:
-    try: s = (index(s),) if hasattr(s, '__index__') else tuple(index(n) for n in s)
-    except TypeError: raise TypeError(f"{s!r} is no shape: give a tuple of whole numbers") from None
-    if min(s, default=0) < 0: raise ValueError(f"shape {s} holds a negative size")
+    try:
+        s = (index(s),) if hasattr(s, '__index__') else tuple(index(n) for n in s)
+    except TypeError:
+        raise TypeError(f"{s!r} is no shape: give a tuple of whole numbers") from None
+    if min(s, default=0) < 0:
+        raise ValueError(f"shape {s} holds a negative size")
     return s
 
 # %% ../nbs/01_tensors.ipynb #c040
@@ -205,7 +237,8 @@ def set_seed(seed:int=42, # any integer from 0 to 2**32 - 1
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    if deterministic: torch.use_deterministic_algorithms(True)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
 
 def default_device() -> torch.device:
     "A GPU where PyTorch finds one (CUDA, then Apple's MPS), the processor elsewhere."
@@ -213,11 +246,13 @@ def default_device() -> torch.device:
     return torch.device(name)
 
 def _apply(x, f):
-    if isinstance(x, torch.Tensor): return f(x)
+    if isinstance(x, torch.Tensor):
+        return f(x)
     if isinstance(x, (list, tuple)):
         items = [_apply(o, f) for o in x]
         return type(x)(*items) if hasattr(x, '_fields') else type(x)(items)
-    if isinstance(x, Mapping): return type(x)({k: _apply(v, f) for k, v in x.items()})
+    if isinstance(x, Mapping):
+        return type(x)({k: _apply(v, f) for k, v in x.items()})
     return x
 
 def to_device(x, device=None):

@@ -7,10 +7,12 @@ __all__ = ['timestep_embedding', 'ResBlock', 'Downsample', 'Upsample', 'SelfAtte
 
 # %% ../nbs/22_unet.ipynb #c002
 import math
+
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
-from huggingface_hub import PyTorchModelHubMixin
+
 from .autoencoder import norm, zero_
 
 # %% ../nbs/22_unet.ipynb #c006
@@ -18,7 +20,8 @@ def timestep_embedding(t:torch.Tensor, # `(n,)` times, whole or fractional
                        dim:int, # length of the embedding, even
                        max_period:float=10000.) -> torch.Tensor: # `(n, dim)` float32 in [-1, 1]
     "Sinusoidal embedding of times, cosines first (Vaswani et al. 2017, section 3.5)."
-    if dim % 2: raise ValueError(f"dim is {dim}, expected an even number: half cosines, half sines")
+    if dim % 2:
+        raise ValueError(f"dim is {dim}, expected an even number: half cosines, half sines")
     f = torch.exp(-math.log(max_period)*torch.arange(dim//2, device=t.device)/(dim//2))
     a = t[:, None].float()*f
     return torch.cat([a.cos(), a.sin()], -1)
@@ -53,7 +56,8 @@ class SelfAttention(nn.Module):
     "`(n, c, h, w)` -> the same shape: every place looks at all others (Vaswani et al. 2017), with heads of `head_dim` channels."
     def __init__(self, width:int, head_dim:int=16):
         super().__init__()
-        if width % head_dim: raise ValueError(f"width {width} can't be split into heads of {head_dim} channels: give a multiple of {head_dim}")
+        if width % head_dim:
+            raise ValueError(f"width {width} can't be split into heads of {head_dim} channels: give a multiple of {head_dim}")
         self.norm, self.qkv, self.out = norm(width), nn.Linear(width, 3*width), zero_(nn.Linear(width, width))
         self.head_dim = head_dim
 
@@ -78,9 +82,12 @@ class UNet(nn.Module, PyTorchModelHubMixin):
                  patch_size:int=1): # side of the patches of pixels that are folded into channels
         super().__init__()
         widths = list(widths)
-        if not widths or n_blocks < 1: raise ValueError(f"expected at least one width and one block, not widths={widths}, n_blocks={n_blocks}")
-        if patch_size < 1: raise ValueError(f"patch_size is {patch_size}, expected at least 1: single pixels")
-        if num_classes is not None and num_classes < 1: raise ValueError(f"num_classes is {num_classes}, expected at least 1, or None for a model without classes")
+        if not widths or n_blocks < 1:
+            raise ValueError(f"expected at least one width and one block, not widths={widths}, n_blocks={n_blocks}")
+        if patch_size < 1:
+            raise ValueError(f"patch_size is {patch_size}, expected at least 1: single pixels")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 1, or None for a model without classes")
         self.in_channels, self.levels, self.patch_size, self.num_classes = in_channels, len(widths), patch_size, num_classes
         self.emb_dim, self.sample_size, channels = emb_dim, sample_size, in_channels*patch_size**2
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
@@ -98,7 +105,8 @@ class UNet(nn.Module, PyTorchModelHubMixin):
             w = width
         self.out = nn.Sequential(norm(w), nn.SiLU(), zero_(nn.Conv2d(w, channels, 3, padding=1)))
         # last, so that the other weights start the same with classes and without; the last row is 'no class'
-        if num_classes is not None: self.classes = nn.Embedding(num_classes + 1, emb_dim)
+        if num_classes is not None:
+            self.classes = nn.Embedding(num_classes + 1, emb_dim)
 
     def forward(self, x, # `(n, in_channels, h, w)` float
                 t, # `(n,)` times
@@ -106,14 +114,17 @@ class UNet(nn.Module, PyTorchModelHubMixin):
                ):
         self._check(x, t, context)
         emb = self.emb(timestep_embedding(t, self.emb_dim).to(x.dtype))
-        if self.num_classes is not None: emb = emb + self.classes(torch.full_like(t, self.num_classes, dtype=torch.long) if context is None else context)
+        if self.num_classes is not None:
+            emb = emb + self.classes(torch.full_like(t, self.num_classes, dtype=torch.long) if context is None else context)
         x, kept = self.stem(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x), []
         for level in self.downs:
-            for block in level['blocks']: kept.append(x := block(x, emb))
+            for block in level['blocks']:
+                kept.append(x := block(x, emb))
             x = level['down'](x)
         x = self.attn(self.mid(x, emb))
         for level in self.ups:
-            for block in level['blocks']: x = block(torch.cat([x, kept.pop()], 1), emb)
+            for block in level['blocks']:
+                x = block(torch.cat([x, kept.pop()], 1), emb)
             x = level['up'](x)
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
@@ -126,8 +137,10 @@ class UNet(nn.Module, PyTorchModelHubMixin):
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"a picture of {x.shape[2]}x{x.shape[3]} can't be halved {self.levels - 1} times{patches}: "
                              f"height and width must be multiples of {factor}; resize the pictures or use fewer widths")
-        if t.shape != x.shape[:1]: raise ValueError(f"one time for each picture: expected t of shape {tuple(x.shape[:1])}, but got {tuple(t.shape)}")
-        if context is not None: self._check_context(context, len(x))
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"one time for each picture: expected t of shape {tuple(x.shape[:1])}, but got {tuple(t.shape)}")
+        if context is not None:
+            self._check_context(context, len(x))
 
     def _check_context(self, context, n):
         if self.num_classes is None:
@@ -135,7 +148,8 @@ class UNet(nn.Module, PyTorchModelHubMixin):
         if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
             raise TypeError(f"context must be classes, an int64 tensor, but is {getattr(context, 'dtype', type(context).__name__)}: "
                             "try torch.as_tensor(context).long()")
-        if context.shape != (n,): raise ValueError(f"one class for each picture: expected context of shape ({n},), but got {tuple(context.shape)}")
+        if context.shape != (n,):
+            raise ValueError(f"one class for each picture: expected context of shape ({n},), but got {tuple(context.shape)}")
         # (asking a GPU would make it wait, in every batch)
         if context.device.type == 'cpu' and n and (context.min() < 0 or context.max() > self.num_classes):
             raise ValueError(f"classes must be from 0 to {self.num_classes - 1}, or {self.num_classes} for none, "

@@ -1,84 +1,142 @@
 "Lesson 08 (starting well): hooks never leak, statistics are right, and initialisation agrees with torch."
-import copy, pickle
+
+import copy
+import pickle
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+
+from miniai.activations import (
+    ActivationStats,
+    BatchNorm,
+    Hooks,
+    ResBlock,
+    fan_in,
+    init_kaiming,
+    kaiming_normal,
+    lsuv,
+)
 from miniai.data import DataLoaders, TensorLoader
-from miniai.activations import ActivationStats, BatchNorm, Hooks, ResBlock, fan_in, init_kaiming, kaiming_normal, lsuv
-from miniai.learner import EVENTS, Callback, CancelFit, EMACB, Learner
+from miniai.learner import EMACB, EVENTS, Callback, CancelFit, Learner
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)
 
-def hooks(*models): return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for model in models for m in model.modules())
+
+def hooks(*models):
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks)
+        for model in models
+        for m in model.modules()
+    )
+
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
+
 
 def loaders(n=40):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(n, 1, 4, 4, generator=g), torch.randint(0, 3, (n,), generator=g)
-    return DataLoaders(TensorLoader(x, y, batch_size=16, shuffle=True), TensorLoader(x, y, batch_size=16))
+    return DataLoaders(
+        TensorLoader(x, y, batch_size=16, shuffle=True), TensorLoader(x, y, batch_size=16)
+    )
 
-def learner(model=None, cbs=()): return Learner(model or net(), loaders(), F.cross_entropy, 0.1, list(cbs), torch.optim.SGD)
+
+def learner(model=None, cbs=()):
+    return Learner(model or net(), loaders(), F.cross_entropy, 0.1, list(cbs), torch.optim.SGD)
 
 
 # ---- hooks
 
+
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, GeneratorExit])
 def test_hooks_are_gone_after_any_error(error):
     model = net()
-    def func(i, m, inputs, output): raise error
+
+    def func(i, m, inputs, output):
+        raise error
+
     with pytest.raises(error):
-        with Hooks(model.modules(), func): model(torch.zeros(2, 16))
+        with Hooks(model.modules(), func):
+            model(torch.zeros(2, 16))
     assert hooks(model) == 0
+
 
 def test_hooks_refuse_what_isnt_a_module_before_hanging_any():
     model = net()
-    with pytest.raises(TypeError, match='function'): Hooks([model[1], F.relu], print)
+    with pytest.raises(TypeError, match='function'):
+        Hooks([model[1], F.relu], print)
     h = Hooks([model[1]], lambda *a: None)
     with h:
-        with pytest.raises(RuntimeError, match='already'): h.__enter__()
+        with pytest.raises(RuntimeError, match='already'):
+            h.__enter__()
         assert hooks(model) == 1
     assert hooks(model) == 0
-    h.remove()   # twice does no harm
-    with h: assert hooks(model) == 1   # and a second use is fine
+    h.remove()  # twice does no harm
+    with h:
+        assert hooks(model) == 1  # and a second use is fine
     assert hooks(model) == 0
+
 
 def test_others_hooks_stay():
     model = net()
     own = model[1].register_forward_hook(lambda *a: None)
-    with Hooks(model, lambda *a: None): assert hooks(model) == 7
+    with Hooks(model, lambda *a: None):
+        assert hooks(model) == 7
     assert hooks(model) == 1
     own.remove()
 
+
 def test_output_can_be_replaced():
     model = net()
-    with Hooks([model[-1]], lambda i, m, inputs, output: output*0 + 7): assert (model(torch.zeros(2, 16)) == 7).all()
+    with Hooks([model[-1]], lambda i, m, inputs, output: output * 0 + 7):
+        assert (model(torch.zeros(2, 16)) == 7).all()
 
 
 # ---- statistics
 
+
 @pytest.mark.parametrize('event', EVENTS)
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError, CancelFit])
 def test_stats_leave_no_hook_whatever_happens_where(event, error):
-    def fail(self, learn): raise error
+    def fail(self, learn):
+        raise error
+
     trouble = type('Trouble', (Callback,), {event: fail, 'order': 95})()
     stats, learn = ActivationStats(), learner()
-    try: learn.fit(1, cbs=[stats, trouble])
-    except (error, KeyboardInterrupt): pass
+    try:
+        learn.fit(1, cbs=[stats, trouble])
+    except (error, KeyboardInterrupt):
+        pass
     assert hooks(learn.model) == 0
-    learn.fit(1, cbs=[stats])                      # and the next fit is as if nothing had happened
-    assert hooks(learn.model) == 0 and stats.table().shape == (3, 2, 43) and stats.table().isfinite().all()
+    learn.fit(1, cbs=[stats])  # and the next fit is as if nothing had happened
+    assert (
+        hooks(learn.model) == 0
+        and stats.table().shape == (3, 2, 43)
+        and stats.table().isfinite().all()
+    )
+
 
 def test_stats_change_nothing():
     plain, watched = learner(), learner()
-    torch.manual_seed(1); plain.fit(2); after = torch.get_rng_state()
-    torch.manual_seed(1); watched.fit(2, cbs=[ActivationStats()])
+    torch.manual_seed(1)
+    plain.fit(2)
+    after = torch.get_rng_state()
+    torch.manual_seed(1)
+    watched.fit(2, cbs=[ActivationStats()])
     assert torch.equal(after, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), watched.model.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.model.state_dict().values(), watched.model.state_dict().values())
+    )
+
 
 def test_stats_dont_get_into_copies():
     ema, learn = EMACB(), learner()
@@ -86,80 +144,135 @@ def test_stats_dont_get_into_copies():
     assert hooks(ema.model, learn.model, copy.deepcopy(learn.model)) == 0
     pickle.dumps(learn.model)
 
+
 def test_stats_equal_a_calculation_by_hand():
     seen = []
+
     class Keep(Callback):
         def before_predict(self, learn):
-            if learn.training: seen.append((learn.batch[0], copy.deepcopy(learn.model)))
-    stats = ActivationStats(bins=10, top=1.)
+            if learn.training:
+                seen.append((learn.batch[0], copy.deepcopy(learn.model)))
+
+    stats = ActivationStats(bins=10, top=1.0)
     learner().fit(2, cbs=[Keep(), stats])
     assert stats.names == ['2', '4'] and len(seen) == 6
     for step, (x, model) in enumerate(seen):
         with torch.no_grad():
             for col, upto in enumerate((3, 5)):
                 a = model[:upto](x)
-                assert torch.isclose(stats.means[step, col], a.mean()) and torch.isclose(stats.stds[step, col], a.std())
+                assert torch.isclose(stats.means[step, col], a.mean()) and torch.isclose(
+                    stats.stds[step, col], a.std()
+                )
                 assert torch.isclose(stats.dead[step, col], (a == 0).all(0).float().mean())
-                edges = torch.bucketize(a.flatten().clamp(max=1.), torch.linspace(0, 1, 11), right=True).clamp(1, 10) - 1
-                assert (stats.hists[step, col] - edges.bincount(minlength=10)).abs().sum() <= 2   # a value on an edge may go either way
+                edges = (
+                    torch.bucketize(
+                        a.flatten().clamp(max=1.0), torch.linspace(0, 1, 11), right=True
+                    ).clamp(1, 10)
+                    - 1
+                )
+                assert (
+                    stats.hists[step, col] - edges.bincount(minlength=10)
+                ).abs().sum() <= 2  # a value on an edge may go either way
+
 
 def test_stats_count_dead_channels_of_convolutions():
     conv = nn.Conv2d(1, 4, 3, padding=1)
-    nn.init.constant_(conv.bias, -100.); nn.init.zeros_(conv.weight)
-    with torch.no_grad(): conv.bias[0] = 1.
+    nn.init.constant_(conv.bias, -100.0)
+    nn.init.zeros_(conv.weight)
+    with torch.no_grad():
+        conv.bias[0] = 1.0
     stats = ActivationStats()
     learner(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))).fit(1, cbs=[stats])
     assert stats.dead[0, 0] == 0.75
+
 
 def test_stats_every_and_nan():
     stats = ActivationStats(every=2)
     learner().fit(2, cbs=[stats])
     assert len(stats.table()) == 3
+
     class Spoil(Callback):
-        def before_batch(self, learn): learn.batch = learn.batch[0]*torch.nan, learn.batch[1]
+        def before_batch(self, learn):
+            learn.batch = learn.batch[0] * torch.nan, learn.batch[1]
+
     stats = ActivationStats()
     learner().fit(1, cbs=[Spoil(), stats], valid=False)
     assert stats.means.isnan().all() and stats.hists.isfinite().all()
 
+
 def test_stats_errors():
-    with pytest.raises(ValueError, match='nothing recorded'): ActivationStats().means
-    with pytest.raises(ValueError, match=r"no layer to watch.*Linear"): learner().fit(1, cbs=[ActivationStats(nn.SiLU)])
-    for bad in (dict(every=0), dict(bins=0), dict(top=0.), dict(top=float('nan'))):
-        with pytest.raises(ValueError, match='above 0'): ActivationStats(**bad)
+    with pytest.raises(ValueError, match='nothing recorded'):
+        ActivationStats().means
+    with pytest.raises(ValueError, match=r"no layer to watch.*Linear"):
+        learner().fit(1, cbs=[ActivationStats(nn.SiLU)])
+    for bad in (dict(every=0), dict(bins=0), dict(top=0.0), dict(top=float('nan'))):
+        with pytest.raises(ValueError, match='above 0'):
+            ActivationStats(**bad)
 
 
 # ---- initialisation
+
 
 @quick
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.floats(0, 3), st.integers(0, 99))
 def test_kaiming_equals_torch_to_the_bit(shape, a, seed):
     ours = kaiming_normal(torch.empty(shape), a, torch.Generator().manual_seed(seed))
-    theirs = nn.init.kaiming_normal_(torch.empty(shape), a, generator=torch.Generator().manual_seed(seed))
+    theirs = nn.init.kaiming_normal_(
+        torch.empty(shape), a, generator=torch.Generator().manual_seed(seed)
+    )
     assert torch.equal(ours, theirs)
     assert fan_in(ours) == nn.init._calculate_correct_fan(ours, 'fan_in')
 
+
 def test_fan_in_refuses_vectors():
-    with pytest.raises(ValueError, match=r'\(5,\)'): fan_in(torch.zeros(5))
+    with pytest.raises(ValueError, match=r'\(5,\)'):
+        fan_in(torch.zeros(5))
+
 
 def test_init_kaiming_reaches_all_layers_and_only_those():
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(5, 4, bias=False)), nn.Conv3d(1, 2, 2))
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 3),
+        nn.BatchNorm1d(3),
+        nn.Sequential(nn.Linear(5, 4, bias=False)),
+        nn.Conv3d(1, 2, 2),
+    )
     norm = copy.deepcopy(model[1].state_dict())
     init_kaiming(model, generator=torch.Generator().manual_seed(0))
     gen = torch.Generator().manual_seed(0)
-    for m in (model[0], model[2][0], model[3]): assert torch.equal(m.weight, nn.init.kaiming_normal_(torch.empty_like(m.weight), generator=gen))
-    assert (model[0].bias == 0).all() and all(torch.equal(v, norm[k]) for k, v in model[1].state_dict().items())
+    for m in (model[0], model[2][0], model[3]):
+        assert torch.equal(
+            m.weight, nn.init.kaiming_normal_(torch.empty_like(m.weight), generator=gen)
+        )
+    assert (model[0].bias == 0).all() and all(
+        torch.equal(v, norm[k]) for k, v in model[1].state_dict().items()
+    )
+
 
 @quick
-@given(st.integers(1, 5), st.integers(2, 9), st.floats(1e-3, 1e3), st.booleans(), st.integers(0, 99))
+@given(
+    st.integers(1, 5), st.integers(2, 9), st.floats(1e-3, 1e3), st.booleans(), st.integers(0, 99)
+)
 def test_lsuv_is_exact_in_one_pass(depth, width, scale, bias, seed):
     torch.manual_seed(seed)
-    model = nn.Sequential(*[m for _ in range(depth) for m in (nn.Linear(width, width, bias=bias), nn.Tanh())])
+    model = nn.Sequential(
+        *[m for _ in range(depth) for m in (nn.Linear(width, width, bias=bias), nn.Tanh())]
+    )
     with torch.no_grad():
-        for p in model.parameters(): p.mul_(scale)
+        for p in model.parameters():
+            p.mul_(scale)
     x, outs = torch.randn(64, width), []
     lsuv(model, x)
-    with torch.no_grad(), Hooks([m for m in model if isinstance(m, nn.Linear)], lambda i, m, inputs, output: outs.append(output)): model(x)
-    for o in outs: assert abs(o.std() - 1) < 1e-3 and (not bias or abs(o.mean()) < 1e-3)
+    with (
+        torch.no_grad(),
+        Hooks(
+            [m for m in model if isinstance(m, nn.Linear)],
+            lambda i, m, inputs, output: outs.append(output),
+        ),
+    ):
+        model(x)
+    for o in outs:
+        assert abs(o.std() - 1) < 1e-3 and (not bias or abs(o.mean()) < 1e-3)
+
 
 def test_lsuv_keeps_modes_and_averages_and_handles_shared_layers():
     shared = nn.Linear(6, 6)
@@ -167,55 +280,86 @@ def test_lsuv_keeps_modes_and_averages_and_handles_shared_layers():
     stats, rng = copy.deepcopy(model[2].state_dict()), torch.get_rng_state()
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     lsuv(model, x)
-    assert abs(shared(x).std() - 1) < 1e-4                                     # right for its first use
+    assert abs(shared(x).std() - 1) < 1e-4  # right for its first use
     assert model[1].training and not model[2].training and torch.equal(rng, torch.get_rng_state())
-    assert all(torch.equal(v, stats[k]) for k, v in model[2].state_dict().items()) and hooks(model) == 0
+    assert (
+        all(torch.equal(v, stats[k]) for k, v in model[2].state_dict().items())
+        and hooks(model) == 0
+    )
+
 
 def test_lsuv_skips_and_refuses():
-    model = net(); last = model[-1].weight.detach().clone()
+    model = net()
+    last = model[-1].weight.detach().clone()
     lsuv(model, torch.randn(30, 16), skip=[model[-1]])
     assert torch.equal(last, model[-1].weight)
-    nn.init.zeros_(model[3].weight); nn.init.zeros_(model[3].bias)
-    with pytest.raises(ValueError, match="layer '3'"): lsuv(model, torch.randn(30, 16))
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    with pytest.raises(ValueError, match="layer '3'"):
+        lsuv(model, torch.randn(30, 16))
     assert model.training and hooks(model) == 0
 
 
 # ---- BatchNorm and residual blocks
 
+
 @quick
-@given(st.integers(2, 6), st.integers(1, 5), st.lists(st.integers(1, 4), max_size=2), st.floats(0.01, 1), st.floats(0.1, 50), st.integers(0, 99))
+@given(
+    st.integers(2, 6),
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), max_size=2),
+    st.floats(0.01, 1),
+    st.floats(0.1, 50),
+    st.integers(0, 99),
+)
 def test_batchnorm_equals_torch(n, c, rest, momentum, scale, seed):
     g = torch.Generator().manual_seed(seed)
-    ours, theirs = BatchNorm(c, momentum), (nn.BatchNorm2d if len(rest) == 2 else nn.BatchNorm1d)(c, momentum=momentum)
+    ours, theirs = (
+        BatchNorm(c, momentum),
+        (nn.BatchNorm2d if len(rest) == 2 else nn.BatchNorm1d)(c, momentum=momentum),
+    )
     for _ in range(3):
-        x = torch.randn(n, c, *rest, generator=g)*scale + scale
+        x = torch.randn(n, c, *rest, generator=g) * scale + scale
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        (ours(a).sigmoid()).sum().backward(); (theirs(b).sigmoid()).sum().backward()
+        (ours(a).sigmoid()).sum().backward()
+        (theirs(b).sigmoid()).sum().backward()
         assert torch.allclose(ours(x), theirs(x), atol=2e-3)
         assert torch.allclose(ours.bias.grad, theirs.bias.grad, atol=1e-3)
-    for k in ('running_mean', 'running_var'): assert torch.allclose(getattr(ours, k), getattr(theirs, k), rtol=1e-4, atol=1e-4)
+    for k in ('running_mean', 'running_var'):
+        assert torch.allclose(getattr(ours, k), getattr(theirs, k), rtol=1e-4, atol=1e-4)
     assert torch.allclose(ours.eval()(x), theirs.eval()(x), rtol=1e-3, atol=1e-3)
+
 
 def test_batchnorm_in_double_is_exact():
     ours, theirs = BatchNorm(3).double(), nn.BatchNorm2d(3).double()
-    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)*3 + 2
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64) * 3 + 2
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    (ours(a)**3).sum().backward(); (theirs(b)**3).sum().backward()
-    assert torch.allclose(ours(x), theirs(x), atol=1e-12) and torch.allclose(a.grad, b.grad, atol=1e-9)
+    (ours(a) ** 3).sum().backward()
+    (theirs(b) ** 3).sum().backward()
+    assert torch.allclose(ours(x), theirs(x), atol=1e-12) and torch.allclose(
+        a.grad, b.grad, atol=1e-9
+    )
     assert set(ours.state_dict()) | {'num_batches_tracked'} == set(theirs.state_dict())
 
+
 def test_batchnorm_refuses():
-    with pytest.raises(ValueError, match='3 channels'): BatchNorm(3)(torch.zeros(2, 4, 5, 5))
-    with pytest.raises(ValueError, match='no spread'): BatchNorm(3)(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match='3 channels'):
+        BatchNorm(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(ValueError, match='no spread'):
+        BatchNorm(3)(torch.zeros(1, 3))
     BatchNorm(3).eval()(torch.zeros(1, 3))
 
+
 @quick
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(2, 7), st.integers(2, 7))
+@given(
+    st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(2, 7), st.integers(2, 7)
+)
 def test_resblock_starts_as_its_way_around_and_learns(c_in, c_out, stride, h, w):
     block, x = ResBlock(c_in, c_out, stride), torch.randn(2, c_in, h, w)
     y = block(x)
-    assert y.shape == (2, c_out, -(-h//stride), -(-w//stride))
+    assert y.shape == (2, c_out, -(-h // stride), -(-w // stride))
     assert torch.equal(y, block.around(x).relu())
-    if c_in == c_out and stride == 1: assert torch.equal(y, x.relu())
+    if c_in == c_out and stride == 1:
+        assert torch.equal(y, x.relu())
     (y + 1).log().sum().backward()
     assert y.max() == 0 or block.f[-1][-1].weight.grad.abs().sum() > 0

@@ -1,4 +1,5 @@
 """The autoencoder: convolutions against PyTorch's, bad input, weights, training, and the command that makes the weights."""
+
 import copy
 import json
 import math
@@ -8,153 +9,266 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
+
 from miniai import autoencoder as A
 from miniai.data import DataLoaders, TensorLoader, captioned_digits, load_digits
 from miniai.unet import UNet
 
-MINIAI = str(Path(sys.executable).parent/'miniai')
+MINIAI = str(Path(sys.executable).parent / 'miniai')
 SMALL = dict(widths=(32, 48), n_blocks=(1, 1))
 
 
 @pytest.fixture(scope='module')
-def digits(): return captioned_digits(n_train=2_000, n_test=300)
+def digits():
+    return captioned_digits(n_train=2_000, n_test=300)
 
 
 @pytest.fixture(scope='module')
-def shipped(): return A.VAE.from_pretrained()
+def shipped():
+    return A.VAE.from_pretrained()
 
 
 # convolutions
 
 sizes = st.integers(1, 4)
+
+
 @settings(deadline=None, derandomize=True, max_examples=200)
-@given(n=sizes, c_in=sizes, c_out=sizes, k=st.integers(1, 5), stride=sizes, padding=st.integers(0, 3), h=st.integers(1, 12), w=st.integers(1, 12), seed=st.integers(0, 99))
+@given(
+    n=sizes,
+    c_in=sizes,
+    c_out=sizes,
+    k=st.integers(1, 5),
+    stride=sizes,
+    padding=st.integers(0, 3),
+    h=st.integers(1, 12),
+    w=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
 def test_convolution_is_pytorchs(n, c_in, c_out, k, stride, padding, h, w, seed):
     g = torch.Generator().manual_seed(seed)
-    x, weight, bias = (torch.randn(s, generator=g) for s in ((n, c_in, h, w), (c_out, c_in, k, k), (c_out,)))
-    if k > min(h, w) + 2*padding:
-        with pytest.raises(ValueError, match='fit'): A.conv2d(x, weight, bias, stride, padding)
+    x, weight, bias = (
+        torch.randn(s, generator=g) for s in ((n, c_in, h, w), (c_out, c_in, k, k), (c_out,))
+    )
+    if k > min(h, w) + 2 * padding:
+        with pytest.raises(ValueError, match='fit'):
+            A.conv2d(x, weight, bias, stride, padding)
         return
-    x = x.transpose(2, 3).contiguous().transpose(2, 3)                       # not laid out in order: strides must be honoured
-    assert torch.allclose(A.conv2d(x, weight, bias, stride, padding), F.conv2d(x, weight, bias, stride, padding), atol=1e-4)
+    x = (
+        x.transpose(2, 3).contiguous().transpose(2, 3)
+    )  # not laid out in order: strides must be honoured
+    assert torch.allclose(
+        A.conv2d(x, weight, bias, stride, padding),
+        F.conv2d(x, weight, bias, stride, padding),
+        atol=1e-4,
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
-@given(n=sizes, c_in=sizes, c_out=sizes, k=st.integers(1, 5), stride=sizes, padding=st.integers(0, 2), h=st.integers(1, 6), w=st.integers(1, 6), seed=st.integers(0, 99))
+@given(
+    n=sizes,
+    c_in=sizes,
+    c_out=sizes,
+    k=st.integers(1, 5),
+    stride=sizes,
+    padding=st.integers(0, 2),
+    h=st.integers(1, 6),
+    w=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_transposed_convolution_is_pytorchs(n, c_in, c_out, k, stride, padding, h, w, seed):
-    if min(h - 1, w - 1)*stride + k - 2*padding < 1: return
+    if min(h - 1, w - 1) * stride + k - 2 * padding < 1:
+        return
     g = torch.Generator().manual_seed(seed)
     y, weight = (torch.randn(s, generator=g) for s in ((n, c_in, h, w), (c_in, c_out, k, k)))
-    assert torch.allclose(A.conv_transpose2d(y, weight, stride, padding), F.conv_transpose2d(y, weight, stride=stride, padding=padding), atol=1e-4)
+    assert torch.allclose(
+        A.conv_transpose2d(y, weight, stride, padding),
+        F.conv_transpose2d(y, weight, stride=stride, padding=padding),
+        atol=1e-4,
+    )
 
 
 def test_convolution_refuses_other_channels():
-    with pytest.raises(ValueError, match='3 channels'): A.conv2d(torch.zeros(1, 2, 8, 8), torch.zeros(4, 3, 3, 3))
-    with pytest.raises(ValueError, match='3 channels'): A.conv_transpose2d(torch.zeros(1, 2, 8, 8), torch.zeros(3, 4, 3, 3))
+    with pytest.raises(ValueError, match='3 channels'):
+        A.conv2d(torch.zeros(1, 2, 8, 8), torch.zeros(4, 3, 3, 3))
+    with pytest.raises(ValueError, match='3 channels'):
+        A.conv_transpose2d(torch.zeros(1, 2, 8, 8), torch.zeros(3, 4, 3, 3))
 
 
 # shapes and bad input
 
+
 @pytest.mark.parametrize('cls', [A.Autoencoder, A.VAE])
-@pytest.mark.parametrize('channels,latent,patch,widths', [(3, 4, 4, (16, 32)), (1, 2, 2, (16,)), (3, 1, 1, (8, 8, 8)), (4, 8, 2, (8, 16, 24))])
+@pytest.mark.parametrize(
+    'channels,latent,patch,widths',
+    [(3, 4, 4, (16, 32)), (1, 2, 2, (16,)), (3, 1, 1, (8, 8, 8)), (4, 8, 2, (8, 16, 24))],
+)
 def test_every_size_that_the_levels_divide(cls, channels, latent, patch, widths):
     torch.manual_seed(0)
-    model = cls(channels, latent, widths, [1]*len(widths), patch).eval()
-    f = patch*2**(len(widths) - 1)
+    model = cls(channels, latent, widths, [1] * len(widths), patch).eval()
+    f = patch * 2 ** (len(widths) - 1)
     assert model.factor == f
-    for h, w in ((f, f), (2*f, 3*f), (32, 64)):
-        x = torch.rand(2, channels, h, w)*2 - 1
+    for h, w in ((f, f), (2 * f, 3 * f), (32, 64)):
+        x = torch.rand(2, channels, h, w) * 2 - 1
         z = model.encode(x)
-        assert z.shape == (2, latent, h//f, w//f) and model.decode(z).shape == x.shape
-        assert model.decode(100*z).abs().max() <= 1
+        assert z.shape == (2, latent, h // f, w // f) and model.decode(z).shape == x.shape
+        assert model.decode(100 * z).abs().max() <= 1
     y = model(x)
     assert (y[0] if cls is A.VAE else y).shape == x.shape
 
 
 def test_forty_eight_times_fewer():
     x = torch.zeros(1, 3, 32, 32)
-    assert A.VAE().encode(x).shape == (1, 4, 4, 4) and x.numel() == 48*64
+    assert A.VAE().encode(x).shape == (1, 4, 4, 4) and x.numel() == 48 * 64
 
 
-@pytest.mark.parametrize('x,words', [
-    (torch.zeros(1, 3, 32, 30), 'multiples of 8'), (torch.zeros(1, 3, 4, 8), 'multiples of 8'), (torch.zeros(1, 3, 0, 0), 'multiples of 8'),
-    (torch.zeros(1, 1, 32, 32), 'in_channels=1'), (torch.zeros(3, 32, 32), r'\(n, 3, h, w\)'), (torch.zeros(1, 32, 32, 3), 'in_channels=32'),
-    (torch.full((1, 3, 32, 32), 1.1), r'\[-1, 1\]'), (torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), '127.5'), (torch.full((1, 3, 32, 32), torch.nan), 'nan')])
+@pytest.mark.parametrize(
+    'x,words',
+    [
+        (torch.zeros(1, 3, 32, 30), 'multiples of 8'),
+        (torch.zeros(1, 3, 4, 8), 'multiples of 8'),
+        (torch.zeros(1, 3, 0, 0), 'multiples of 8'),
+        (torch.zeros(1, 1, 32, 32), 'in_channels=1'),
+        (torch.zeros(3, 32, 32), r'\(n, 3, h, w\)'),
+        (torch.zeros(1, 32, 32, 3), 'in_channels=32'),
+        (torch.full((1, 3, 32, 32), 1.1), r'\[-1, 1\]'),
+        (torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), '127.5'),
+        (torch.full((1, 3, 32, 32), torch.nan), 'nan'),
+    ],
+)
 def test_pictures_that_are_refused(shipped, x, words):
     for call in (shipped.encode, shipped, shipped.moments, A.Autoencoder(**SMALL)):
-        with pytest.raises(ValueError, match=words): call(x)
+        with pytest.raises(ValueError, match=words):
+            call(x)
 
 
-@pytest.mark.parametrize('z', [torch.zeros(1, 64), torch.zeros(4, 4, 4), torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, 4, 4)])
+@pytest.mark.parametrize(
+    'z',
+    [torch.zeros(1, 64), torch.zeros(4, 4, 4), torch.zeros(1, 3, 32, 32), torch.zeros(1, 8, 4, 4)],
+)
 def test_latents_that_are_refused(shipped, z):
-    with pytest.raises(ValueError, match=r'latents \(n, 4, h, w\)'): shipped.decode(z)
+    with pytest.raises(ValueError, match=r'latents \(n, 4, h, w\)'):
+        shipped.decode(z)
 
 
-@pytest.mark.parametrize('how', [dict(widths=()), dict(widths=(16,), n_blocks=(1, 1)), dict(latent_channels=0), dict(patch=0)])
+@pytest.mark.parametrize(
+    'how',
+    [dict(widths=()), dict(widths=(16,), n_blocks=(1, 1)), dict(latent_channels=0), dict(patch=0)],
+)
 def test_architectures_that_are_refused(how):
-    with pytest.raises(ValueError): A.VAE(**how)
+    with pytest.raises(ValueError):
+        A.VAE(**how)
 
 
 def test_other_refusals():
-    with pytest.raises(ValueError, match='compared'): A.psnr(torch.zeros(2, 3), torch.zeros(3, 3))
-    with pytest.raises(ValueError, match='share'): A.RandomColoursCB(1.5)
-    with pytest.raises(ValueError, match='pictures'): A.RandomBatches(torch.zeros(0, 3), torch.zeros(0))
-    with pytest.raises(ValueError, match='targets'): A.RandomBatches(torch.zeros(5, 3), torch.zeros(4))
-    with pytest.raises(ValueError, match='lr'): A.Muon([torch.zeros(3, requires_grad=True)], lr=0)
+    with pytest.raises(ValueError, match='compared'):
+        A.psnr(torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match='share'):
+        A.RandomColoursCB(1.5)
+    with pytest.raises(ValueError, match='pictures'):
+        A.RandomBatches(torch.zeros(0, 3), torch.zeros(0))
+    with pytest.raises(ValueError, match='targets'):
+        A.RandomBatches(torch.zeros(5, 3), torch.zeros(4))
+    with pytest.raises(ValueError, match='lr'):
+        A.Muon([torch.zeros(3, requires_grad=True)], lr=0)
 
 
 # what the losses and the optimiser are
 
+
 def test_losses_are_what_they_say():
     torch.manual_seed(0)
-    x = torch.rand(6, 3, 8, 8)*2 - 1; y = x + 0.1*torch.randn_like(x)
+    x = torch.rand(6, 3, 8, 8) * 2 - 1
+    y = x + 0.1 * torch.randn_like(x)
     assert torch.allclose(A.reconstruction_loss(y, x, l1=0, contrast=0), F.mse_loss(y, x))
-    assert torch.allclose(A.reconstruction_loss(y, x, l1=1, contrast=0), F.mse_loss(y, x) + F.l1_loss(y, x))
-    assert torch.allclose(A.reconstruction_loss(y, x), sum(w*((b - a)**2 + 0.1*(b - a).abs()).mean() for a, b, w in zip(
-        x, y, F.normalize((x.var((2, 3)).mean(1) + 0.05)**-0.5, p=1, dim=0))))
+    assert torch.allclose(
+        A.reconstruction_loss(y, x, l1=1, contrast=0), F.mse_loss(y, x) + F.l1_loss(y, x)
+    )
+    assert torch.allclose(
+        A.reconstruction_loss(y, x),
+        sum(
+            w * ((b - a) ** 2 + 0.1 * (b - a).abs()).mean()
+            for a, b, w in zip(
+                x, y, F.normalize((x.var((2, 3)).mean(1) + 0.05) ** -0.5, p=1, dim=0)
+            )
+        ),
+    )
     mean, logvar = torch.randn(2, 6, 4, 2, 2)
-    want = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (logvar/2).exp()), torch.distributions.Normal(0., 1.)).flatten(1).sum(1)
+    want = (
+        torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, (logvar / 2).exp()),
+            torch.distributions.Normal(0.0, 1.0),
+        )
+        .flatten(1)
+        .sum(1)
+    )
     assert torch.allclose(A.kl_divergence(mean, logvar), want, atol=1e-4)
-    assert torch.allclose(A.VAELoss(0.5)((y, mean, logvar), x), A.reconstruction_loss(y, x) + 0.5*want.mean())
-    assert A.psnr(y, x) == pytest.approx(10*math.log10(4/(y - x).square().mean().item()), abs=1e-4)
+    assert torch.allclose(
+        A.VAELoss(0.5)((y, mean, logvar), x), A.reconstruction_loss(y, x) + 0.5 * want.mean()
+    )
+    assert A.psnr(y, x) == pytest.approx(
+        10 * math.log10(4 / (y - x).square().mean().item()), abs=1e-4
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(r=st.integers(1, 40), c=st.integers(1, 40), seed=st.integers(0, 99))
 def test_orthogonalize_is_near_the_orthogonal_factor(r, c, seed):
-    u, _, v = torch.linalg.svd(torch.randn(r, c, generator=torch.Generator().manual_seed(seed)), full_matrices=False)
+    u, _, v = torch.linalg.svd(
+        torch.randn(r, c, generator=torch.Generator().manual_seed(seed)), full_matrices=False
+    )
     s = torch.linspace(0.2, 1, min(r, c))
-    out = A.orthogonalize(u*s @ v, steps=6)
+    out = A.orthogonalize(u * s @ v, steps=6)
     assert out.shape == (r, c)
     got = torch.linalg.svdvals(out)
     assert 0.6 < got.min() and got.max() < 1.3
-    assert torch.trace(u.T @ out @ v.T)/min(r, c)**0.5/out.norm() > 0.97         # the cosine with U V^T
+    assert (
+        torch.trace(u.T @ out @ v.T) / min(r, c) ** 0.5 / out.norm() > 0.97
+    )  # the cosine with U V^T
 
 
 def test_muon_is_adam_for_vectors_and_resumes(tmp_path):
     torch.manual_seed(0)
-    p = torch.randn(7, requires_grad=True); q = p.detach().clone().requires_grad_()
+    p = torch.randn(7, requires_grad=True)
+    q = p.detach().clone().requires_grad_()
     ours, theirs = A.Muon([p], 0.05), torch.optim.Adam([q], 0.05, betas=(0.9, 0.99))
     for _ in range(30):
-        for v, opt in ((p, ours), (q, theirs)): opt.zero_grad(); (v**4).sum().backward(); opt.step()
+        for v, opt in ((p, ours), (q, theirs)):
+            opt.zero_grad()
+            (v**4).sum().backward()
+            opt.step()
     assert torch.allclose(p, q, atol=1e-5)
+
     def steps(net, opt, n):
-        for _ in range(n): opt.zero_grad(); (net(torch.ones(4, 40)) - 1).square().sum().backward(); opt.step()
-    net = torch.nn.Linear(40, 36); opt = A.Muon(net.parameters())
-    assert [len(g['params']) for g in opt.param_groups] == [1, 1] and opt.param_groups[0]['lr'] > opt.param_groups[1]['lr']
+        for _ in range(n):
+            opt.zero_grad()
+            (net(torch.ones(4, 40)) - 1).square().sum().backward()
+            opt.step()
+
+    net = torch.nn.Linear(40, 36)
+    opt = A.Muon(net.parameters())
+    assert [len(g['params']) for g in opt.param_groups] == [1, 1] and opt.param_groups[0][
+        'lr'
+    ] > opt.param_groups[1]['lr']
     steps(net, opt, 3)
-    twin = copy.deepcopy(net); again = A.Muon(twin.parameters()); again.load_state_dict(copy.deepcopy(opt.state_dict()))
-    steps(net, opt, 3); steps(twin, again, 3)
+    twin = copy.deepcopy(net)
+    again = A.Muon(twin.parameters())
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
+    steps(net, opt, 3)
+    steps(twin, again, 3)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters()))
 
 
 def test_random_colours_stay_in_range_and_keep_the_drawing(digits):
     from types import SimpleNamespace
+
     torch.manual_seed(0)
     x = digits['train'].x[:400]
     learn = SimpleNamespace(training=True, batch=(x, None))
@@ -163,23 +277,32 @@ def test_random_colours_stay_in_range_and_keep_the_drawing(digits):
     changed = (y != x).flatten(1).any(1)
     assert 0.15 < changed.float().mean() < 0.35 and y[changed].abs().max() < 0.9999
     a, b = x[changed].flatten(2), y[changed].flatten(2)
-    moved = a.std(2) > 0.1                                                     # channels in which there's something to see
+    moved = a.std(2) > 0.1  # channels in which there's something to see
     a, b = (v[moved] - v[moved].mean(1, keepdim=True) for v in (a, b))
     assert (F.cosine_similarity(a, b, dim=1).abs() - 1).abs().max() < 1e-4
 
 
 # training
 
+
 def test_a_short_training_lowers_the_held_out_error(digits):
     torch.manual_seed(0)
     held = digits['test'].x[:]
-    dls = DataLoaders(A.RandomBatches(digits['train'].x, digits['train'].attributes, 32, 30, torch.Generator().manual_seed(0)), TensorLoader(held, held, batch_size=100))
+    dls = DataLoaders(
+        A.RandomBatches(
+            digits['train'].x, digits['train'].attributes, 32, 30, torch.Generator().manual_seed(0)
+        ),
+        TensorLoader(held, held, batch_size=100),
+    )
     learn = A.autoencoder_learner(A.VAE(**SMALL), dls, A.VAELoss(), device='cpu').fit(3)
     losses = [h['valid_loss'] for h in learn.history]
-    assert losses[-1] < 0.6*losses[0] and losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.6 * losses[0] and losses == sorted(losses, reverse=True)
     model = learn.ema.model
-    with torch.no_grad(): back = model.decode(model.encode(held))
-    assert A.psnr(back, held) > A.psnr(held.mean((2, 3), keepdim=True).expand_as(held), held) + 1       # better than one flat colour
+    with torch.no_grad():
+        back = model.decode(model.encode(held))
+    assert (
+        A.psnr(back, held) > A.psnr(held.mean((2, 3), keepdim=True).expand_as(held), held) + 1
+    )  # better than one flat colour
 
 
 def test_vae_draws_in_training_and_only_then():
@@ -194,102 +317,193 @@ def test_calibrated_latents_have_unit_deviation(digits, tmp_path):
     vae, x = A.VAE(**SMALL).eval(), digits['train'].x[:300]
     vae.calibrate(x).save_pretrained(tmp_path)
     again = A.VAE.from_pretrained(tmp_path)
-    assert (again.encode(x)*again.scaling_factor).std().item() == pytest.approx(1, abs=1e-4)
-    assert json.loads((tmp_path/'config.json').read_text())['scaling_factor'] == vae.scaling_factor
-    assert torch.equal(A.encode_all(again, x, 7), torch.cat([again.encode(o) for o in x.split(7)]).detach())
+    assert (again.encode(x) * again.scaling_factor).std().item() == pytest.approx(1, abs=1e-4)
+    assert (
+        json.loads((tmp_path / 'config.json').read_text())['scaling_factor'] == vae.scaling_factor
+    )
+    assert torch.equal(
+        A.encode_all(again, x, 7), torch.cat([again.encode(o) for o in x.split(7)]).detach()
+    )
 
 
 # the shipped weights
 
+
 def test_shipped_weights(shipped, digits, root):
-    folder = root/'miniai'/'weights'/'vae'
-    assert sorted(p.name for p in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
-    assert (folder/'model.safetensors').stat().st_size <= 4_000_000
-    assert {v.dtype for v in load_file(folder/'model.safetensors').values()} == {torch.float16}
+    folder = root / 'miniai' / 'weights' / 'vae'
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'README.md',
+        'config.json',
+        'model.safetensors',
+    ]
+    assert (folder / 'model.safetensors').stat().st_size <= 4_000_000
+    assert {v.dtype for v in load_file(folder / 'model.safetensors').values()} == {torch.float16}
     assert all(p.dtype == torch.float32 for p in shipped.parameters()) and not shipped.training
-    card = (folder/'README.md').read_text()
-    for word in ('miniai train vae', '--seed', 'seconds', 'dB', 'captioned_digits', 'never shown'): assert word in card
+    card = (folder / 'README.md').read_text()
+    for word in ('miniai train vae', '--seed', 'seconds', 'dB', 'captioned_digits', 'never shown'):
+        assert word in card
     for name, least in (('test', 24), ('unseen', 22)):
         x = digits[name].x[:]
-        with torch.no_grad(): assert A.psnr(shipped.decode(shipped.encode(x)), x) > least
+        with torch.no_grad():
+            assert A.psnr(shipped.decode(shipped.encode(x)), x) > least
     z = A.encode_all(shipped, digits['test'].x)
-    assert (z*shipped.scaling_factor).std().item() == pytest.approx(1, abs=0.15)
+    assert (z * shipped.scaling_factor).std().item() == pytest.approx(1, abs=0.15)
 
 
 def test_shipped_weights_travel_in_the_package():
     "Loaded from another folder, without a network."
     code = "from miniai.autoencoder import VAE; import torch; print(tuple(VAE.from_pretrained().encode(torch.zeros(1, 3, 32, 32)).shape))"
     root = Path(A.__file__).parent.parent
-    run = subprocess.run([sys.executable, '-c', code], cwd='/', capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root), 'HF_HUB_OFFLINE': '1'})
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd='/',
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(root), 'HF_HUB_OFFLINE': '1'},
+    )
     assert '(1, 4, 4, 4)' in run.stdout, run.stderr
 
 
 def test_the_built_package_holds_the_weights(root, tmp_path):
-    run = subprocess.run([sys.executable, 'setup.py', '-q', 'build', '--build-lib', str(tmp_path/'lib'), '--build-base', str(tmp_path/'base'), 'egg_info', '--egg-base', str(tmp_path)],
-                         cwd=root, capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            'setup.py',
+            '-q',
+            'build',
+            '--build-lib',
+            str(tmp_path / 'lib'),
+            '--build-base',
+            str(tmp_path / 'base'),
+            'egg_info',
+            '--egg-base',
+            str(tmp_path),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
-    assert sorted(p.name for p in (tmp_path/'lib'/'miniai'/'weights'/'vae').iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    assert sorted(p.name for p in (tmp_path / 'lib' / 'miniai' / 'weights' / 'vae').iterdir()) == [
+        'README.md',
+        'config.json',
+        'model.safetensors',
+    ]
 
 
-@pytest.mark.parametrize('other', [A.VAE(widths=(16, 32)), A.VAE(latent_channels=8, **SMALL), A.Autoencoder(**SMALL), UNet()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    'other',
+    [A.VAE(widths=(16, 32)), A.VAE(latent_channels=8, **SMALL), A.Autoencoder(**SMALL), UNet()],
+    ids=lambda m: type(m).__name__,
+)
 def test_weights_of_another_architecture_are_refused(other, tmp_path):
     other.save_pretrained(tmp_path)
-    if isinstance(other, A.VAE):                                              # the right kind of model, but the config says something else
-        config = json.loads((tmp_path/'config.json').read_text()); config['widths'] = [32, 64]
-        (tmp_path/'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="don't fit a VAE"): A.VAE.from_pretrained(tmp_path)
+    if isinstance(other, A.VAE):  # the right kind of model, but the config says something else
+        config = json.loads((tmp_path / 'config.json').read_text())
+        config['widths'] = [32, 64]
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="don't fit a VAE"):
+        A.VAE.from_pretrained(tmp_path)
 
 
 def test_saved_and_loaded_to_the_last_bit(tmp_path):
     torch.manual_seed(0)
     vae, x = A.VAE(**SMALL).eval(), torch.rand(2, 3, 32, 32)
     vae.save_pretrained(tmp_path)
-    with torch.no_grad(): assert torch.equal(A.VAE.from_pretrained(tmp_path)(x)[0], vae(x)[0]) and torch.equal(copy.deepcopy(vae)(x)[0], vae(x)[0])
+    with torch.no_grad():
+        assert torch.equal(A.VAE.from_pretrained(tmp_path)(x)[0], vae(x)[0]) and torch.equal(
+            copy.deepcopy(vae)(x)[0], vae(x)[0]
+        )
 
 
 # the command
+
 
 @pytest.fixture
 def quick(monkeypatch):
     "`train_vae` with few pictures and without the half minute of its judge."
     from miniai import cli
     from miniai.captions import CaptionJudge
-    monkeypatch.setattr(cli, 'captioned_digits', lambda source=None: captioned_digits(source, n_train=300, n_test=50))
+
+    monkeypatch.setattr(
+        cli,
+        'captioned_digits',
+        lambda source=None: captioned_digits(source, n_train=300, n_test=50),
+    )
     monkeypatch.setattr(cli, 'train_judge', lambda source=None, device=None: CaptionJudge().eval())
     monkeypatch.setattr(cli, 'VAE', lambda: A.VAE(widths=(8, 32), n_blocks=(1, 1)))
     return cli
 
 
 def test_train_vae_writes_whole_files(quick, tmp_path, capsys):
-    figures = quick.train_vae(steps=100, out=tmp_path/'vae', device='cpu')
-    assert sorted(os.listdir(tmp_path/'vae')) == ['README.md', 'config.json', 'model.safetensors'] and figures['steps'] == 100
-    vae = A.VAE.from_pretrained(tmp_path/'vae')
+    figures = quick.train_vae(steps=100, out=tmp_path / 'vae', device='cpu')
+    assert (
+        sorted(os.listdir(tmp_path / 'vae')) == ['README.md', 'config.json', 'model.safetensors']
+        and figures['steps'] == 100
+    )
+    vae = A.VAE.from_pretrained(tmp_path / 'vae')
     x = captioned_digits(n_train=300, n_test=50)['test'].x[:]
-    with torch.no_grad(): assert A.psnr(vae.decode(vae.encode(x)), x) == pytest.approx(figures['test_psnr'], abs=1e-3)
-    assert f"{figures['test_psnr']:.2f} dB" in (tmp_path/'vae'/'README.md').read_text() and 'held out' in capsys.readouterr().out
+    with torch.no_grad():
+        assert A.psnr(vae.decode(vae.encode(x)), x) == pytest.approx(figures['test_psnr'], abs=1e-3)
+    assert (
+        f"{figures['test_psnr']:.2f} dB" in (tmp_path / 'vae' / 'README.md').read_text()
+        and 'held out' in capsys.readouterr().out
+    )
 
 
 def test_train_vae_interrupted_carries_on_to_the_same_weights(quick, tmp_path, monkeypatch):
     from miniai.learner import Callback
+
     class Interrupt(Callback):
         order = 2000
+
         def before_step(self, learn):
-            if learn.n_steps == 150: raise KeyboardInterrupt
-    whole = quick.train_vae(steps=200, out=tmp_path/'whole', device='cpu')
+            if learn.n_steps == 150:
+                raise KeyboardInterrupt
+
+    whole = quick.train_vae(steps=200, out=tmp_path / 'whole', device='cpu')
     learner = quick.autoencoder_learner
-    monkeypatch.setattr(quick, 'autoencoder_learner', lambda *a, cbs=(), **kw: learner(*a, cbs=[*cbs, Interrupt()], **kw))
-    with pytest.raises(KeyboardInterrupt): quick.train_vae(steps=200, out=tmp_path/'halves', device='cpu')
-    assert [p.name for p in (tmp_path/'halves').iterdir()] == ['checkpoint-digits-0-200']
+    monkeypatch.setattr(
+        quick,
+        'autoencoder_learner',
+        lambda *a, cbs=(), **kw: learner(*a, cbs=[*cbs, Interrupt()], **kw),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        quick.train_vae(steps=200, out=tmp_path / 'halves', device='cpu')
+    assert [p.name for p in (tmp_path / 'halves').iterdir()] == ['checkpoint-digits-0-200']
     monkeypatch.setattr(quick, 'autoencoder_learner', learner)
-    halves = quick.train_vae(steps=200, out=tmp_path/'halves', device='cpu')
-    a, b = (load_file(tmp_path/k/'model.safetensors') for k in ('whole', 'halves'))
-    assert all(torch.equal(a[k], b[k]) for k in a) and halves['test_psnr'] == whole['test_psnr'] and halves['steps'] == 200
-    assert sorted(os.listdir(tmp_path/'halves')) == ['README.md', 'config.json', 'model.safetensors']
+    halves = quick.train_vae(steps=200, out=tmp_path / 'halves', device='cpu')
+    a, b = (load_file(tmp_path / k / 'model.safetensors') for k in ('whole', 'halves'))
+    assert (
+        all(torch.equal(a[k], b[k]) for k in a)
+        and halves['test_psnr'] == whole['test_psnr']
+        and halves['steps'] == 200
+    )
+    assert sorted(os.listdir(tmp_path / 'halves')) == [
+        'README.md',
+        'config.json',
+        'model.safetensors',
+    ]
 
 
-@pytest.mark.parametrize('args,words', [(('--data', 'mnits'), "no data set called 'mnits'"), (('--seconds', '0'), 'not more than 0'), (('--steps', '-3'), 'not more than 0'),
-                                        (('--seconds', '5', '--steps', '5'), 'not allowed with'), (('--device', 'abacus'), 'abacus'), (('--out', 'file/below'), "can't write")])
+@pytest.mark.parametrize(
+    'args,words',
+    [
+        (('--data', 'mnits'), "no data set called 'mnits'"),
+        (('--seconds', '0'), 'not more than 0'),
+        (('--steps', '-3'), 'not more than 0'),
+        (('--seconds', '5', '--steps', '5'), 'not allowed with'),
+        (('--device', 'abacus'), 'abacus'),
+        (('--out', 'file/below'), "can't write"),
+    ],
+)
 def test_train_vae_refuses_in_one_line(args, words, tmp_path):
-    (tmp_path/'file').write_text('')
-    out = subprocess.run([MINIAI, 'train', 'vae', *args], cwd=tmp_path, capture_output=True, text=True)
-    assert out.returncode == 2 and words in out.stderr.strip().splitlines()[-1] and 'Traceback' not in out.stderr
+    (tmp_path / 'file').write_text('')
+    out = subprocess.run(
+        [MINIAI, 'train', 'vae', *args], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (
+        out.returncode == 2
+        and words in out.stderr.strip().splitlines()[-1]
+        and 'Traceback' not in out.stderr
+    )

@@ -1,8 +1,11 @@
 "The autograd of lesson 05 against PyTorch and against finite differences, on random graphs; and what it refuses."
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from miniai.autograd import Tensor, derivative, finite_difference, unbroadcast
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)
@@ -10,22 +13,43 @@ quick = settings(deadline=None, derandomize=True, max_examples=150)
 
 # ---- random graphs: a program is a list of steps over a growing pool of values. The same program runs on ours, torch's and numpy's.
 
+
 class NumpyOps:
-    relu = staticmethod(lambda x: np.maximum(x, 0)); exp = staticmethod(np.exp); log = staticmethod(np.log)
+    relu = staticmethod(lambda x: np.maximum(x, 0))
+    exp = staticmethod(np.exp)
+    log = staticmethod(np.log)
     transpose = staticmethod(lambda x: np.swapaxes(x, -1, -2))
 
+
 class TorchOps:
-    relu = staticmethod(torch.relu); exp = staticmethod(torch.exp); log = staticmethod(torch.log)
+    relu = staticmethod(torch.relu)
+    exp = staticmethod(torch.exp)
+    log = staticmethod(torch.log)
     transpose = staticmethod(lambda x: x.transpose(-1, -2))
 
+
 class OurOps:
-    relu = staticmethod(Tensor.relu); exp = staticmethod(Tensor.exp); log = staticmethod(Tensor.log)
+    relu = staticmethod(Tensor.relu)
+    exp = staticmethod(Tensor.exp)
+    log = staticmethod(Tensor.log)
     transpose = staticmethod(lambda x: x.T)
 
+
 def total(x, axis, keepdims, ops):
-    return x.sum(dim=axis, keepdim=keepdims) if ops is TorchOps else x.sum(axis=axis, keepdims=keepdims)
+    return (
+        x.sum(dim=axis, keepdim=keepdims)
+        if ops is TorchOps
+        else x.sum(axis=axis, keepdims=keepdims)
+    )
+
+
 def average(x, axis, keepdims, ops):
-    return x.mean(dim=axis, keepdim=keepdims) if ops is TorchOps else x.mean(axis=axis, keepdims=keepdims)
+    return (
+        x.mean(dim=axis, keepdim=keepdims)
+        if ops is TorchOps
+        else x.mean(axis=axis, keepdims=keepdims)
+    )
+
 
 def run(program, leaves, ops):
     "The pool of all values, and the sum over everything that nothing else used."
@@ -33,111 +57,236 @@ def run(program, leaves, ops):
     for name, i, j, arg in program:
         a, b = pool[i], pool[j]
         used |= {i, j} if name in '+-*/@' else {i}
-        new = {'+': lambda: a + b, '-': lambda: a - b, '*': lambda: a*b, '/': lambda: a/(b*b + 1.), '@': lambda: a @ b,
-               'neg': lambda: -a, 'pow': lambda: a**arg, 'rdiv': lambda: 1./(a*a + 0.5), 'rsub': lambda: 2. - a,
-               'exp': lambda: ops.exp(-(a*a)), 'log': lambda: ops.log(a*a + 1.), 'relu': lambda: ops.relu(a),
-               'T': lambda: ops.transpose(a), 'reshape': lambda: a.reshape(arg), 'index': lambda: a[arg],
-               'sum': lambda: total(a, *arg, ops), 'mean': lambda: average(a, *arg, ops)}[name]()
+        new = {
+            '+': lambda: a + b,
+            '-': lambda: a - b,
+            '*': lambda: a * b,
+            '/': lambda: a / (b * b + 1.0),
+            '@': lambda: a @ b,
+            'neg': lambda: -a,
+            'pow': lambda: a**arg,
+            'rdiv': lambda: 1.0 / (a * a + 0.5),
+            'rsub': lambda: 2.0 - a,
+            'exp': lambda: ops.exp(-(a * a)),
+            'log': lambda: ops.log(a * a + 1.0),
+            'relu': lambda: ops.relu(a),
+            'T': lambda: ops.transpose(a),
+            'reshape': lambda: a.reshape(arg),
+            'index': lambda: a[arg],
+            'sum': lambda: total(a, *arg, ops),
+            'mean': lambda: average(a, *arg, ops),
+        }[name]()
         pool.append(new)
     ends = [v for i, v in enumerate(pool) if i not in used]
     loss = ends[0].sum()
-    for v in ends[1:]: loss = loss + v.sum()
+    for v in ends[1:]:
+        loss = loss + v.sum()
     return pool, loss
+
 
 @st.composite
 def graphs(draw):
     "Random leaves and a random program over them that is legal by numpy's rules."
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = st.sampled_from([1, 2, 3])
-    leaves = [rng.normal(size=draw(st.lists(sizes, max_size=3))) for _ in range(draw(st.integers(1, 3)))]
+    leaves = [
+        rng.normal(size=draw(st.lists(sizes, max_size=3))) for _ in range(draw(st.integers(1, 3)))
+    ]
     program, shapes = [], [x.shape for x in leaves]
     for _ in range(draw(st.integers(1, 8))):
-        name = draw(st.sampled_from(['+', '-', '*', '/', '@', '@', 'neg', 'pow', 'rdiv', 'rsub', 'exp', 'log', 'relu', 'relu',
-                                     'T', 'reshape', 'index', 'index', 'sum', 'mean']))
+        name = draw(
+            st.sampled_from(
+                [
+                    '+',
+                    '-',
+                    '*',
+                    '/',
+                    '@',
+                    '@',
+                    'neg',
+                    'pow',
+                    'rdiv',
+                    'rsub',
+                    'exp',
+                    'log',
+                    'relu',
+                    'relu',
+                    'T',
+                    'reshape',
+                    'index',
+                    'index',
+                    'sum',
+                    'mean',
+                ]
+            )
+        )
         i, j = (draw(st.integers(0, len(shapes) - 1)) for _ in 'ij')
         shape, arg = shapes[i], None
-        if name == 'pow': arg = draw(st.sampled_from([0, 1, 2, 3]))
-        if name == 'T' and len(shape) < 2: continue
+        if name == 'pow':
+            arg = draw(st.sampled_from([0, 1, 2, 3]))
+        if name == 'T' and len(shape) < 2:
+            continue
         if name == 'reshape':
             n = int(np.prod(shape))
-            arg = draw(st.sampled_from([(n,), (1, n), (n, 1), (-1,)] + ([(2, n//2)] if n % 2 == 0 else [])))
+            arg = draw(
+                st.sampled_from(
+                    [(n,), (1, n), (n, 1), (-1,)] + ([(2, n // 2)] if n % 2 == 0 else [])
+                )
+            )
         if name in ('sum', 'mean'):
             axes = draw(st.sets(st.integers(0, len(shape) - 1), min_size=1)) if shape else set()
-            axis = draw(st.sampled_from([tuple(axes), tuple(a - len(shape) for a in axes), min(axes)])) if axes else None
+            axis = (
+                draw(st.sampled_from([tuple(axes), tuple(a - len(shape) for a in axes), min(axes)]))
+                if axes
+                else None
+            )
             keep = draw(st.booleans()) if axes else False
             arg = (axis, keep)
         if name == 'index':
-            if not shape: continue
+            if not shape:
+                continue
             picks = st.integers(-shape[0], shape[0] - 1)
-            arg = draw(st.one_of(picks, st.just(slice(None)), st.just(slice(1, None)), st.lists(picks, min_size=1, max_size=5),
-                                 st.just((Ellipsis, 0)), st.just((slice(None), None))))
+            arg = draw(
+                st.one_of(
+                    picks,
+                    st.just(slice(None)),
+                    st.just(slice(1, None)),
+                    st.lists(picks, min_size=1, max_size=5),
+                    st.just((Ellipsis, 0)),
+                    st.just((slice(None), None)),
+                )
+            )
         try:
-            out = {'+': lambda: np.ones(shape) + np.ones(shapes[j]), '@': lambda: np.ones(shape) @ np.ones(shapes[j])}
-            for op in '-*/': out[op] = out['+']
-            if name in out: new = np.shape(out[name]())
-            elif name == 'T': new = shape[:-2] + (shape[-1], shape[-2])
-            elif name == 'reshape': new = np.ones(shape).reshape(arg).shape
-            elif name == 'index': new = np.ones(shape)[arg].shape
-            elif name in ('sum', 'mean'): new = np.shape(np.ones(shape).sum(axis=arg[0], keepdims=arg[1]))
-            else: new = shape
-        except ValueError: continue   # this pair doesn't fit together
-        if np.prod(new) == 0 or np.prod(new) > 200: continue
-        program.append((name, i, j, arg)); shapes.append(tuple(new))
+            out = {
+                '+': lambda: np.ones(shape) + np.ones(shapes[j]),
+                '@': lambda: np.ones(shape) @ np.ones(shapes[j]),
+            }
+            for op in '-*/':
+                out[op] = out['+']
+            if name in out:
+                new = np.shape(out[name]())
+            elif name == 'T':
+                new = shape[:-2] + (shape[-1], shape[-2])
+            elif name == 'reshape':
+                new = np.ones(shape).reshape(arg).shape
+            elif name == 'index':
+                new = np.ones(shape)[arg].shape
+            elif name in ('sum', 'mean'):
+                new = np.shape(np.ones(shape).sum(axis=arg[0], keepdims=arg[1]))
+            else:
+                new = shape
+        except ValueError:
+            continue  # this pair doesn't fit together
+        if np.prod(new) == 0 or np.prod(new) > 200:
+            continue
+        program.append((name, i, j, arg))
+        shapes.append(tuple(new))
     assume(program)
     return leaves, program
+
 
 @settings(quick, max_examples=400)
 @given(graphs())
 def test_random_graphs_equal_torch(case):
     arrays, program = case
-    ours, theirs = [Tensor(a, requires_grad=True) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+    ours, theirs = (
+        [Tensor(a, requires_grad=True) for a in arrays],
+        [torch.tensor(a, requires_grad=True) for a in arrays],
+    )
     pool, loss = run(program, ours, OurOps)
     pool_t, loss_t = run(program, theirs, TorchOps)
     for a, b in zip(pool, pool_t):
         assert a.shape == tuple(b.shape)
         np.testing.assert_allclose(a.data, b.detach().numpy(), rtol=1e-10, atol=1e-10)
-    loss.backward(); loss_t.backward()
-    for a, b in zip(ours, theirs): np.testing.assert_allclose(a.grad, b.grad.numpy(), rtol=1e-8, atol=1e-8)
+    loss.backward()
+    loss_t.backward()
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a.grad, b.grad.numpy(), rtol=1e-8, atol=1e-8)
+
 
 @quick
 @given(graphs())
 def test_random_graphs_equal_finite_differences(case):
     arrays, program = case
     pool, _ = run(program, arrays, NumpyOps)
-    for name, i, _, _ in program:   # a relu has no slope at its corner, so keep away from it
-        if name == 'relu': assume(np.abs(pool[i]).min() > 1e-3)
+    for name, i, _, _ in program:  # a relu has no slope at its corner, so keep away from it
+        if name == 'relu':
+            assume(np.abs(pool[i]).min() > 1e-3)
     assume(all(np.abs(v).max() < 100 for v in pool))
     ours = [Tensor(a, requires_grad=True) for a in arrays]
     run(program, ours, OurOps)[1].backward()
     for k, a in enumerate(arrays):
-        nudged = finite_difference(lambda v: run(program, [v if i == k else b for i, b in enumerate(arrays)], NumpyOps)[1], a)
+        nudged = finite_difference(
+            lambda v: run(program, [v if i == k else b for i, b in enumerate(arrays)], NumpyOps)[1],
+            a,
+        )
         np.testing.assert_allclose(ours[k].grad, nudged, rtol=1e-4, atol=1e-5)
+
 
 def test_random_graphs_reach_every_operation():
     "The two tests above would prove little if their programs left operations out."
     seen = set()
+
     @settings(quick, database=None)
     @given(graphs())
-    def collect(case): seen.update(name for name, *_ in case[1])
+    def collect(case):
+        seen.update(name for name, *_ in case[1])
+
     collect()
-    assert seen == {'+', '-', '*', '/', '@', 'neg', 'pow', 'rdiv', 'rsub', 'exp', 'log', 'relu', 'T', 'reshape', 'index', 'sum', 'mean'}
+    assert seen == {
+        '+',
+        '-',
+        '*',
+        '/',
+        '@',
+        'neg',
+        'pow',
+        'rdiv',
+        'rsub',
+        'exp',
+        'log',
+        'relu',
+        'T',
+        'reshape',
+        'index',
+        'sum',
+        'mean',
+    }
 
 
 # ---- single operations that the random graphs don't reach
 
+
 @quick
-@given(st.lists(st.sampled_from([1, 2, 3]), max_size=3), st.integers(0, 2), st.lists(st.booleans(), min_size=5, max_size=5))
+@given(
+    st.lists(st.sampled_from([1, 2, 3]), max_size=3),
+    st.integers(0, 2),
+    st.lists(st.booleans(), min_size=5, max_size=5),
+)
 def test_unbroadcast_is_the_adjoint_of_broadcasting(shape, extra, ones):
     "<broadcast(x), g> = <x, unbroadcast(g)> for every x and g defines it."
     small = tuple(1 if one else n for n, one in zip(shape, ones))
-    big = (2,)*extra + tuple(shape)
+    big = (2,) * extra + tuple(shape)
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=small), rng.normal(size=big)
     back = unbroadcast(g, small)
     assert back.shape == small
-    np.testing.assert_allclose((np.broadcast_to(x, big)*g).sum(), (x*back).sum(), atol=1e-12)
+    np.testing.assert_allclose((np.broadcast_to(x, big) * g).sum(), (x * back).sum(), atol=1e-12)
 
-@pytest.mark.parametrize('a,b', [((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((4, 2, 3), (3, 5)), ((2, 3), (4, 3, 5)), ((4, 1, 2, 3), (6, 3, 2)), ((5, 2, 3), (3,)), ((3,), (5, 3, 2))])
+
+@pytest.mark.parametrize(
+    'a,b',
+    [
+        ((3,), (3,)),
+        ((2, 3), (3,)),
+        ((3,), (3, 2)),
+        ((4, 2, 3), (3, 5)),
+        ((2, 3), (4, 3, 5)),
+        ((4, 1, 2, 3), (6, 3, 2)),
+        ((5, 2, 3), (3,)),
+        ((3,), (5, 3, 2)),
+    ],
+)
 def test_matmul_with_vectors_and_batches(a, b):
     rng = np.random.default_rng(0)
     arrays = rng.normal(size=a), rng.normal(size=b)
@@ -145,160 +294,217 @@ def test_matmul_with_vectors_and_batches(a, b):
     p, q = (torch.tensor(v, requires_grad=True) for v in arrays)
     ours, theirs = x @ y, p @ q
     assert ours.shape == tuple(theirs.shape)
-    (ours*ours).sum().backward(); (theirs*theirs).sum().backward()
+    (ours * ours).sum().backward()
+    (theirs * theirs).sum().backward()
     np.testing.assert_allclose(x.grad, p.grad.numpy(), atol=1e-12)
     np.testing.assert_allclose(y.grad, q.grad.numpy(), atol=1e-12)
 
+
 def test_arrays_and_numbers_on_either_side():
-    x = Tensor([1., 2., 4.], requires_grad=True)
-    a = np.array([3., 5., 7.])
-    for out, expect in [(a + x, [1, 1, 1]), (a - x, [-1, -1, -1]), (a*x, a), (a/x, -a/x.data**2), (a @ x, a), (2 - x, [-1]*3), (8/x, -8/x.data**2), (x/2, [.5]*3)]:
+    x = Tensor([1.0, 2.0, 4.0], requires_grad=True)
+    a = np.array([3.0, 5.0, 7.0])
+    for out, expect in [
+        (a + x, [1, 1, 1]),
+        (a - x, [-1, -1, -1]),
+        (a * x, a),
+        (a / x, -a / x.data**2),
+        (a @ x, a),
+        (2 - x, [-1] * 3),
+        (8 / x, -8 / x.data**2),
+        (x / 2, [0.5] * 3),
+    ]:
         assert isinstance(out, Tensor)
-        x.zero_grad(); out.sum().backward()
+        x.zero_grad()
+        out.sum().backward()
         np.testing.assert_allclose(x.grad, expect)
 
+
 def test_masks_and_repeated_indices():
-    a = np.arange(6.).reshape(2, 3)
+    a = np.arange(6.0).reshape(2, 3)
     for i in (a > 2, (np.array([0, 1, 1]), np.array([2, 0, 0])), (slice(None), [0, 0, 1])):
         x, t = Tensor(a, requires_grad=True), torch.tensor(a, requires_grad=True)
-        (x[i]*x[i]).sum().backward()
-        j = torch.tensor(i) if isinstance(i, np.ndarray) else tuple(torch.tensor(k) if not isinstance(k, slice) else k for k in i)
-        (t[j]*t[j]).sum().backward()
+        (x[i] * x[i]).sum().backward()
+        j = (
+            torch.tensor(i)
+            if isinstance(i, np.ndarray)
+            else tuple(torch.tensor(k) if not isinstance(k, slice) else k for k in i)
+        )
+        (t[j] * t[j]).sum().backward()
         np.testing.assert_array_equal(x.grad, t.grad.numpy())
+
 
 def test_float32_stays_float32():
     x = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
-    y = ((x*2 + 1.5)/3 - np.float64(1))**2
+    y = ((x * 2 + 1.5) / 3 - np.float64(1)) ** 2
     assert y.dtype == np.float32 and (y @ np.ones(3)).exp().mean().dtype == np.float32
-    (y*Tensor(np.ones(3))).sum().backward()   # a float64 operand makes a float64 result, but the slope keeps x's own type
+    (
+        y * Tensor(np.ones(3))
+    ).sum().backward()  # a float64 operand makes a float64 result, but the slope keeps x's own type
     assert x.grad.dtype == np.float32
+
 
 def test_changing_data_after_the_fact_leaves_the_graph_alone():
     "An optimizer replaces `data`; slopes of an earlier calculation must still be those of the earlier numbers."
-    x, w = Tensor([2.], requires_grad=True), Tensor([3.], requires_grad=True)
-    y = (x*w).sum()
+    x, w = Tensor([2.0], requires_grad=True), Tensor([3.0], requires_grad=True)
+    y = (x * w).sum()
     w.data = w.data - 100
     y.backward()
-    assert x.grad.tolist() == [3.]
+    assert x.grad.tolist() == [3.0]
+
 
 def test_relu_of_the_infinite():
-    x = Tensor([-np.inf, -1., 0., 2., np.inf], requires_grad=True)
+    x = Tensor([-np.inf, -1.0, 0.0, 2.0, np.inf], requires_grad=True)
     y = x.relu()
     y.backward(np.ones(5))
     assert y.data.tolist() == [0, 0, 0, 2, np.inf] and x.grad.tolist() == [0, 0, 0, 1, 1]
 
+
 def test_a_chain_longer_than_pythons_stack():
-    x = Tensor(1., requires_grad=True)
+    x = Tensor(1.0, requires_grad=True)
     y = x
-    for _ in range(20_000): y = y + 1e-4
+    for _ in range(20_000):
+        y = y + 1e-4
     y.backward()
     assert x.grad == 1 and abs(y.item() - 3) < 1e-9
 
+
 def test_doubling_graph_is_walked_once_per_tensor():
     "y = y + y fifty times has 2**50 roads; walking each would take for ever."
-    x = Tensor(1., requires_grad=True)
+    x = Tensor(1.0, requires_grad=True)
     y = x
-    for _ in range(50): y = y + y
+    for _ in range(50):
+        y = y + y
     y.backward()
-    assert x.grad == 2.**50 and len(y.graph()) == 51
+    assert x.grad == 2.0**50 and len(y.graph()) == 51
+
 
 def test_no_memory_is_kept_where_no_slope_is_wanted():
-    x, w = Tensor([1., 2.]), Tensor([3., 4.], requires_grad=True)
-    assert (x*x).parents == () and not (x*x).requires_grad
-    y = (x*w).sum()
+    x, w = Tensor([1.0, 2.0]), Tensor([3.0, 4.0], requires_grad=True)
+    assert (x * x).parents == () and not (x * x).requires_grad
+    y = (x * w).sum()
     y.backward()
-    assert len(y.graph()) == 3 and not (w.detach()*x).requires_grad
-    with pytest.raises(ValueError, match='requires_grad=True'): x.grad
+    assert len(y.graph()) == 3 and not (w.detach() * x).requires_grad
+    with pytest.raises(ValueError, match='requires_grad=True'):
+        x.grad
+
 
 def test_gradients_are_never_shared():
     "Two parents of a sum get the same numbers, but not the same memory: changing one must not change the other."
-    x, y = Tensor([1., 2.], requires_grad=True), Tensor([1., 2.], requires_grad=True)
+    x, y = Tensor([1.0, 2.0], requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)
     (x + y).sum().backward()
     x.grad[0] = 99
-    assert y.grad.tolist() == [1., 1.]
+    assert y.grad.tolist() == [1.0, 1.0]
+
 
 def test_backward_from_a_given_slope():
     a = np.random.default_rng(0).normal(size=(3, 2))
     x, t = Tensor(a, requires_grad=True), torch.tensor(a, requires_grad=True)
-    (x*x).backward(a); (t*t).backward(torch.tensor(a))
+    (x * x).backward(a)
+    (t * t).backward(torch.tensor(a))
     np.testing.assert_allclose(x.grad, t.grad.numpy())
-    y, start = x*1., np.ones((3, 2))
+    y, start = x * 1.0, np.ones((3, 2))
     y.backward(start)
     start[:] = 99
-    assert (y.grad == 1).all()   # the caller's array was copied
+    assert (y.grad == 1).all()  # the caller's array was copied
+
 
 def test_a_second_backward_adds():
-    x = Tensor([1., 2.], requires_grad=True)
-    (x*x).sum().backward(); (x*3.).sum().backward()
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    (x * x).sum().backward()
+    (x * 3.0).sum().backward()
     assert x.grad.tolist() == [2 + 3, 4 + 3]
-    x.zero_grad(); (x*3.).sum().backward()
+    x.zero_grad()
+    (x * 3.0).sum().backward()
     assert x.grad.tolist() == [3, 3]
 
 
 # ---- slopes by walking
 
+
 @quick
 @given(st.floats(-3, 3), st.floats(-2, 2), st.floats(-2, 2))
 def test_derivative_of_polynomials(x, a, b):
-    assert abs(derivative(lambda x: a*x**3 + b*x**2 - x, x) - (3*a*x**2 + 2*b*x - 1)) < 1e-6
+    assert (
+        abs(derivative(lambda x: a * x**3 + b * x**2 - x, x) - (3 * a * x**2 + 2 * b * x - 1))
+        < 1e-6
+    )
+
 
 def test_derivative_takes_tensors():
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
     assert torch.allclose(derivative(torch.sin, x), torch.cos(x))
 
+
 @pytest.mark.parametrize('kind,tol', [('central', 1e-8), ('forward', 1e-5), ('backward', 1e-5)])
 def test_finite_difference_kinds_and_calls(kind, tol):
     calls = []
-    def f(x): calls.append(1); return (np.sin(x)*np.arange(6.).reshape(2, 3)).sum()
+
+    def f(x):
+        calls.append(1)
+        return (np.sin(x) * np.arange(6.0).reshape(2, 3)).sum()
+
     x = np.random.default_rng(0).normal(size=(2, 3))
     before = x.copy()
-    np.testing.assert_allclose(finite_difference(f, x, kind=kind), np.cos(x)*np.arange(6.).reshape(2, 3), atol=tol)
+    np.testing.assert_allclose(
+        finite_difference(f, x, kind=kind), np.cos(x) * np.arange(6.0).reshape(2, 3), atol=tol
+    )
     assert len(calls) == (12 if kind == 'central' else 7) and np.array_equal(x, before)
+
 
 def test_finite_difference_of_whole_numbers_numbers_and_nothing():
     np.testing.assert_allclose(finite_difference(lambda x: (x**2).sum(), [1, 2, 3]), [2, 4, 6])
-    assert abs(finite_difference(lambda x: x**2, 3.) - 6) < 1e-8
+    assert abs(finite_difference(lambda x: x**2, 3.0) - 6) < 1e-8
     assert finite_difference(lambda x: x.sum(), np.zeros((0, 3))).shape == (0, 3)
+
 
 def test_finite_difference_scales_its_step():
     "At a million, a step of 1e-5 would be mostly rounding; in float32, so would one at 1."
-    assert abs(finite_difference(lambda x: x**2, 1e6) - 2e6)/2e6 < 1e-9
+    assert abs(finite_difference(lambda x: x**2, 1e6) - 2e6) / 2e6 < 1e-9
     assert abs(finite_difference(lambda x: (x**2).sum(), np.ones(2, np.float32)) - 2).max() < 1e-2
 
 
 # ---- bad input
 
+
 def refuse(error, match, f, *args, **kw):
-    with pytest.raises(error, match=match): f(*args, **kw)
+    with pytest.raises(error, match=match):
+        f(*args, **kw)
+
 
 def test_refused():
-    x = Tensor([[1., 2., 3.]], requires_grad=True)
+    x = Tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     refuse(ValueError, r'one number.*\(1, 3\)', x.backward)
     refuse(ValueError, 'call backward', lambda: x.grad)
-    refuse(ValueError, 'requires_grad=True', Tensor(1.).backward)
-    refuse(ValueError, r'\(3,\).*\(1, 3\)', (x*1.).backward, np.ones(3))
-    refuse(ValueError, r"don't broadcast in `\*`", lambda: x*np.ones(2))
+    refuse(ValueError, 'requires_grad=True', Tensor(1.0).backward)
+    refuse(ValueError, r'\(3,\).*\(1, 3\)', (x * 1.0).backward, np.ones(3))
+    refuse(ValueError, r"don't broadcast in `\*`", lambda: x * np.ones(2))
     refuse(ValueError, r"\(1, 3\) @ \(2, 3\)", lambda: x @ np.ones((2, 3)))
-    refuse(ValueError, "can't multiply", lambda: x @ 2.)
+    refuse(ValueError, "can't multiply", lambda: x @ 2.0)
     refuse(ValueError, "don't fit", x.reshape, 2, 2)
     refuse(ValueError, 'no numbers', Tensor(np.zeros((0, 2)), requires_grad=True).mean)
     refuse(TypeError, 'plain number', lambda: x**x)
     refuse(TypeError, 'not supported', lambda: x > 0)
     refuse(IndexError, 'out of bounds', lambda: x[5])
 
-@pytest.mark.parametrize('data', [3, [1, 2], [True], np.array([1 + 2j]), ['a'], None, np.arange(3, dtype=np.uint8)])
-def test_refused_dtypes(data): refuse(TypeError, 'holds floats', Tensor, data)
+
+@pytest.mark.parametrize(
+    'data', [3, [1, 2], [True], np.array([1 + 2j]), ['a'], None, np.arange(3, dtype=np.uint8)]
+)
+def test_refused_dtypes(data):
+    refuse(TypeError, 'holds floats', Tensor, data)
+
 
 @pytest.mark.parametrize('h', [0, -1e-3, np.nan, np.inf])
 def test_refused_steps(h):
-    refuse(ValueError, 'above 0', derivative, np.sin, 1., h)
-    refuse(ValueError, 'above 0', finite_difference, np.sin, 1., h)
+    refuse(ValueError, 'above 0', derivative, np.sin, 1.0, h)
+    refuse(ValueError, 'above 0', finite_difference, np.sin, 1.0, h)
+
 
 def test_finite_difference_refuses():
-    refuse(ValueError, 'NaN', finite_difference, np.sum, [1., np.nan])
-    refuse(ValueError, 'NaN', finite_difference, np.sum, [1., np.inf])
-    refuse(ValueError, r'one number.*\(2,\)', finite_difference, np.sin, [1., 2.])
-    refuse(ValueError, "'sideways'", finite_difference, np.sum, [1.], kind='sideways')
-    refuse(ValueError, 'larger h', finite_difference, np.sum, [1.], h=1e-20)
+    refuse(ValueError, 'NaN', finite_difference, np.sum, [1.0, np.nan])
+    refuse(ValueError, 'NaN', finite_difference, np.sum, [1.0, np.inf])
+    refuse(ValueError, r'one number.*\(2,\)', finite_difference, np.sin, [1.0, 2.0])
+    refuse(ValueError, "'sideways'", finite_difference, np.sum, [1.0], kind='sideways')
+    refuse(ValueError, 'larger h', finite_difference, np.sum, [1.0], h=1e-20)
     refuse(TypeError, 'complex', finite_difference, np.sum, [1j])
     refuse(TypeError, 'real numbers', finite_difference, np.sum, ['a'])

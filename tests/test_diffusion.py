@@ -1,12 +1,17 @@
 """Training and sampling by lesson 23, and the U-Net's classes and patches: what is promised, and what is refused."""
+
 import copy
 import json
 import pickle
+
 import pytest
 import torch
-from diffusers import DDIMScheduler as TheirDDIM, DDPMScheduler as TheirDDPM
-from hypothesis import given, settings, strategies as st
+from diffusers import DDIMScheduler as TheirDDIM
+from diffusers import DDPMScheduler as TheirDDPM
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+
 from miniai.data import DataLoaders, TensorLoader
 from miniai.diffusion import DiffusionCB, diffusion_learner, sample
 from miniai.learner import Callback
@@ -19,39 +24,59 @@ def awake(model, seed=0):
     "`model` with every weight nudged: a fresh one answers 0 to everything."
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in model.parameters(): p += 0.05*torch.randn(p.shape, generator=gen)
+        for p in model.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=gen)
     return model.eval()
 
 
-def dice(seeds): return [torch.Generator().manual_seed(int(s)) for s in seeds]
+def dice(seeds):
+    return [torch.Generator().manual_seed(int(s)) for s in seeds]
 
 
 @pytest.fixture(scope='module')
-def model(): return awake(UNet(widths=(16, 16)))
+def model():
+    return awake(UNet(widths=(16, 16)))
 
 
-SCHEDULERS = [lambda: DDPMScheduler(), lambda: DDPMScheduler(variance_type='fixed_large', prediction_type='v_prediction', timestep_spacing='trailing'),
-              lambda: TheirDDPM(), lambda: TheirDDIM(), lambda: TheirDDPM(variance_type='fixed_large')]
+SCHEDULERS = [
+    lambda: DDPMScheduler(),
+    lambda: DDPMScheduler(
+        variance_type='fixed_large', prediction_type='v_prediction', timestep_spacing='trailing'
+    ),
+    lambda: TheirDDPM(),
+    lambda: TheirDDIM(),
+    lambda: TheirDDPM(variance_type='fixed_large'),
+]
 
 
 # --- the dice ---
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 2**31), double=st.booleans())
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    double=st.booleans(),
+)
 def test_randn_with_one_generator_each_is_their_draws_side_by_side(shape, seed, double):
     dtype = torch.float64 if double else torch.float32
     seeds = range(seed, seed + shape[0])
     got = randn(tuple(shape), dice(seeds), 'cpu', dtype)
     assert got.dtype == dtype and got.shape == tuple(shape)
-    for x, g in zip(got, dice(seeds)): assert torch.equal(x, torch.randn(1, *shape[1:], generator=g, dtype=dtype)[0])
+    for x, g in zip(got, dice(seeds)):
+        assert torch.equal(x, torch.randn(1, *shape[1:], generator=g, dtype=dtype)[0])
     one = torch.Generator().manual_seed(seed)
-    assert torch.equal(randn(tuple(shape), one), torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(
+        randn(tuple(shape), one), torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 @pytest.mark.parametrize('make', SCHEDULERS)
 def test_the_same_seed_draws_the_same_pictures_whatever_the_global_dice(model, make):
     draw = lambda seed: sample(model, make(), (3, 1, 8, 8), 8, torch.Generator().manual_seed(seed))
-    torch.manual_seed(1); a = draw(5)
-    torch.manual_seed(2); state = torch.get_rng_state(); b = draw(5)
+    torch.manual_seed(1)
+    a = draw(5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    b = draw(5)
     assert torch.equal(a, b) and not torch.allclose(a, draw(6), atol=0.1)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -61,11 +86,15 @@ def test_the_same_seed_draws_the_same_pictures_whatever_the_global_dice(model, m
 def test_with_a_generator_each_the_batch_size_does_not_change_a_picture(model, make, batch):
     n = 7
     whole = sample(model, make(), (n, 1, 8, 8), 8, dice(range(n)))
-    parts = torch.cat([sample(model, make(), (len(s), 1, 8, 8), 8, dice(s)) for s in torch.arange(n).split(batch)])
+    parts = torch.cat(
+        [sample(model, make(), (len(s), 1, 8, 8), 8, dice(s)) for s in torch.arange(n).split(batch)]
+    )
     # other batch sizes round otherwise, and clipped guesses of a random network magnify that; other dice would differ by about 1
     assert torch.allclose(whole, parts, atol=2e-3)
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
-    assert torch.allclose(sample(model, make(), (n, 1, 8, 8), 8, dice(order.tolist())), whole[order], atol=2e-3)
+    assert torch.allclose(
+        sample(model, make(), (n, 1, 8, 8), 8, dice(order.tolist())), whole[order], atol=2e-3
+    )
 
 
 def test_with_a_single_generator_it_does(model):
@@ -76,32 +105,51 @@ def test_with_a_single_generator_it_does(model):
 
 
 def test_a_list_of_generators_gives_what_diffusers_gives(model):
-    kw = dict(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
-    a, b = (sample(model, make(**kw), (3, 1, 8, 8), 20, dice(range(3))) for make in (DDPMScheduler, TheirDDPM))
+    kw = dict(
+        beta_schedule='squaredcos_cap_v2',
+        prediction_type='v_prediction',
+        timestep_spacing='trailing',
+    )
+    a, b = (
+        sample(model, make(**kw), (3, 1, 8, 8), 20, dice(range(3)))
+        for make in (DDPMScheduler, TheirDDPM)
+    )
     assert torch.allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize('generator, error, words', [
-    (dice(range(2)), ValueError, '2 generators for 3 pictures'), ([], ValueError, '0 generators for 3 pictures'),
-    (42, TypeError, 'manual_seed'), ([1, 2, 3], TypeError, 'manual_seed')])
+@pytest.mark.parametrize(
+    'generator, error, words',
+    [
+        (dice(range(2)), ValueError, '2 generators for 3 pictures'),
+        ([], ValueError, '0 generators for 3 pictures'),
+        (42, TypeError, 'manual_seed'),
+        ([1, 2, 3], TypeError, 'manual_seed'),
+    ],
+)
 @pytest.mark.parametrize('start', [(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)], ids=['shape', 'tensor'])
 def test_dice_that_do_not_fit_are_refused_before_the_first_step(generator, error, words, start):
-    def never(x, t): raise AssertionError('the model was called')
-    with pytest.raises(error, match=words): sample(never, DDPMScheduler(), start, 5, generator)
+    def never(x, t):
+        raise AssertionError('the model was called')
+
+    with pytest.raises(error, match=words):
+        sample(never, DDPMScheduler(), start, 5, generator)
 
 
-@pytest.mark.parametrize('shape', [(0, 1, 8, 8), (2, 1, -8, 8), (2, 1, 8., 8)])
+@pytest.mark.parametrize('shape', [(0, 1, 8, 8), (2, 1, -8, 8), (2, 1, 8.0, 8)])
 def test_a_shape_that_is_none_is_refused(shape):
-    with pytest.raises(ValueError, match='positive whole numbers'): sample(lambda x, t: x, DDPMScheduler(), shape, 5)
+    with pytest.raises(ValueError, match='positive whole numbers'):
+        sample(lambda x, t: x, DDPMScheduler(), shape, 5)
 
 
 def test_a_model_that_answers_in_another_shape_is_refused():
-    with pytest.raises(ValueError, match='shaped like the sample'): sample(lambda x, t: x[:, :, :4], DDPMScheduler(), (2, 1, 8, 8), 5)
+    with pytest.raises(ValueError, match='shaped like the sample'):
+        sample(lambda x, t: x[:, :, :4], DDPMScheduler(), (2, 1, 8, 8), 5)
 
 
 def test_pictures_of_the_wrong_size_are_refused(model):
     for shape, words in (((2, 3, 8, 8), 'in_channels=3'), ((2, 1, 7, 8), 'multiples of 2')):
-        with pytest.raises(ValueError, match=words): sample(model, DDPMScheduler(), shape, 5)
+        with pytest.raises(ValueError, match=words):
+            sample(model, DDPMScheduler(), shape, 5)
 
 
 def test_sampling_leaves_each_module_in_its_mode():
@@ -109,21 +157,26 @@ def test_sampling_leaves_each_module_in_its_mode():
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Dropout(0.9).train(), nn.Dropout(0.9).eval()
+
         def forward(self, x, t):
             assert not any(m.training for m in self.modules())
             return self.b(self.a(x))
+
     m = Two()
     sample(m, DDPMScheduler(), (1, 1, 8, 8), 3)
     assert m.training and m.a.training and not m.b.training
-    with pytest.raises(ValueError): sample(m, DDPMScheduler(), (1, 1, 8, 8), 3, callback=lambda *a: int('x'))
+    with pytest.raises(ValueError):
+        sample(m, DDPMScheduler(), (1, 1, 8, 8), 3, callback=lambda *a: int('x'))
     assert m.training and m.a.training and not m.b.training
 
 
 # --- the U-Net's classes and patches ---
 def test_without_classes_nothing_has_changed():
     "Weights drawn in the same order, no new names in the state: what was saved before still loads."
-    set_seed(0); a = UNet(1, (16, 32))
-    set_seed(0); b = UNet(1, (16, 32), num_classes=7)
+    set_seed(0)
+    a = UNet(1, (16, 32))
+    set_seed(0)
+    b = UNet(1, (16, 32), num_classes=7)
     extra = set(b.state_dict()) - set(a.state_dict())
     assert extra == {'classes.weight'} and b.classes.weight.shape == (8, 64)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
@@ -134,113 +187,189 @@ def test_saved_with_classes_and_patches_and_loaded_again(tmp_path):
     a = awake(UNet(2, (16, 16), num_classes=3, patch_size=2, sample_size=[8, 8]))
     a.save_pretrained(tmp_path)
     b = UNet.from_pretrained(tmp_path)
-    x, t, y = torch.randn(4, 2, 8, 8), torch.arange(4)*100, torch.tensor([0, 1, 2, 3])
+    x, t, y = torch.randn(4, 2, 8, 8), torch.arange(4) * 100, torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         want = a(x, t, y)
-        for m in (b, copy.deepcopy(a), pickle.loads(pickle.dumps(a))): assert torch.equal(m(x, t, y), want)
+        for m in (b, copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+            assert torch.equal(m(x, t, y), want)
     assert (b.num_classes, b.patch_size, b.sample_size) == (3, 2, [8, 8])
 
 
 def test_a_model_saved_before_there_were_classes_still_loads(tmp_path):
     a = awake(UNet(1, (16, 16), sample_size=[8, 8]))
     a.save_pretrained(tmp_path)
-    config = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps({k: v for k, v in config.items() if k not in ('num_classes', 'patch_size')}))
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ('num_classes', 'patch_size')})
+    )
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
-    with torch.no_grad(): assert torch.equal(UNet.from_pretrained(tmp_path)(x, t), a(x, t))
+    with torch.no_grad():
+        assert torch.equal(UNet.from_pretrained(tmp_path)(x, t), a(x, t))
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)
-@given(levels=st.integers(1, 3), patch=st.integers(1, 3), h=st.integers(1, 24), w=st.integers(1, 24), channels=st.integers(1, 3))
+@given(
+    levels=st.integers(1, 3),
+    patch=st.integers(1, 3),
+    h=st.integers(1, 24),
+    w=st.integers(1, 24),
+    channels=st.integers(1, 3),
+)
 def test_sizes_that_fit_come_back_and_others_are_refused(levels, patch, h, w, channels):
-    m, factor = UNet(channels, [16]*levels, emb_dim=8, patch_size=patch), patch*2**(levels - 1)
+    m, factor = (
+        UNet(channels, [16] * levels, emb_dim=8, patch_size=patch),
+        patch * 2 ** (levels - 1),
+    )
     x = torch.zeros(1, channels, h, w)
     if h % factor or w % factor:
-        with pytest.raises(ValueError, match=f'multiples of {factor}'): m(x, torch.zeros(1))
-    else: assert m(x, torch.zeros(1)).shape == x.shape
+        with pytest.raises(ValueError, match=f'multiples of {factor}'):
+            m(x, torch.zeros(1))
+    else:
+        assert m(x, torch.zeros(1)).shape == x.shape
 
 
 def test_each_picture_has_its_own_class():
     m, gen = awake(UNet(widths=(16,), num_classes=5)), torch.Generator().manual_seed(0)
-    x, t, y = torch.randn(12, 1, 8, 8, generator=gen), torch.randint(0, 1000, (12,), generator=gen), torch.randint(0, 6, (12,), generator=gen)
+    x, t, y = (
+        torch.randn(12, 1, 8, 8, generator=gen),
+        torch.randint(0, 1000, (12,), generator=gen),
+        torch.randint(0, 6, (12,), generator=gen),
+    )
     with torch.no_grad():
         together = m(x, t, y)
         for i in range(12):
-            context = None if y[i] == 5 else y[i:i+1]
-            assert torch.allclose(together[i:i+1], m(x[i:i+1], t[i:i+1], context), atol=1e-5)
+            context = None if y[i] == 5 else y[i : i + 1]
+            assert torch.allclose(
+                together[i : i + 1], m(x[i : i + 1], t[i : i + 1], context), atol=1e-5
+            )
         assert (m(x, t, (y + 1) % 6) - together).flatten(1).abs().max(1)[0].min() > 1e-3
 
 
 def test_only_the_classes_that_were_named_are_learned():
     m = awake(UNet(widths=(16,), num_classes=4))
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 500, 999])
-    for context, rows in ((torch.tensor([1, 3, 1]), [1, 3]), (None, [4]), (torch.tensor([4, 0, 0]), [0, 4])):
-        m.zero_grad(); m(x, t, context).square().sum().backward()
+    for context, rows in (
+        (torch.tensor([1, 3, 1]), [1, 3]),
+        (None, [4]),
+        (torch.tensor([4, 0, 0]), [0, 4]),
+    ):
+        m.zero_grad()
+        m(x, t, context).square().sum().backward()
         assert m.classes.weight.grad.abs().sum(1).nonzero()[:, 0].tolist() == rows
 
 
-@pytest.mark.parametrize('context, error, words', [
-    (torch.tensor([0, 5]), ValueError, 'from 0 to 3, or 4 for none'), (torch.tensor([-1, 0]), ValueError, 'from 0 to 3'),
-    (torch.tensor([0]), ValueError, r'shape \(2,\)'), (torch.zeros(2, 4), TypeError, 'int64'), (torch.tensor([[0], [1]]), ValueError, 'one class for each'),
-    (torch.tensor([0., 1.]), TypeError, 'long'), ([0, 1], TypeError, 'int64')])
+@pytest.mark.parametrize(
+    'context, error, words',
+    [
+        (torch.tensor([0, 5]), ValueError, 'from 0 to 3, or 4 for none'),
+        (torch.tensor([-1, 0]), ValueError, 'from 0 to 3'),
+        (torch.tensor([0]), ValueError, r'shape \(2,\)'),
+        (torch.zeros(2, 4), TypeError, 'int64'),
+        (torch.tensor([[0], [1]]), ValueError, 'one class for each'),
+        (torch.tensor([0.0, 1.0]), TypeError, 'long'),
+        ([0, 1], TypeError, 'int64'),
+    ],
+)
 def test_contexts_that_are_no_classes_are_refused(context, error, words):
-    with pytest.raises(error, match=words): UNet(widths=(16,), num_classes=4)(torch.zeros(2, 1, 8, 8), torch.zeros(2), context)
+    with pytest.raises(error, match=words):
+        UNet(widths=(16,), num_classes=4)(torch.zeros(2, 1, 8, 8), torch.zeros(2), context)
 
 
 def test_a_context_for_a_model_without_conditioning_is_refused():
-    with pytest.raises(ValueError, match='num_classes'): UNet(widths=(16,))(torch.zeros(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match='num_classes'):
+        UNet(widths=(16,))(torch.zeros(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize('kw, words', [(dict(patch_size=0), 'patch_size'), (dict(num_classes=0), 'num_classes'), (dict(widths=()), 'width')])
+@pytest.mark.parametrize(
+    'kw, words',
+    [
+        (dict(patch_size=0), 'patch_size'),
+        (dict(num_classes=0), 'num_classes'),
+        (dict(widths=()), 'width'),
+    ],
+)
 def test_networks_that_cannot_be_are_refused(kw, words):
-    with pytest.raises(ValueError, match=words): UNet(**kw)
+    with pytest.raises(ValueError, match=words):
+        UNet(**kw)
 
 
 # --- training with labels ---
 def toys(labels=True, n=64):
     gen = torch.Generator().manual_seed(0)
-    x, y = torch.randn(n, 1, 4, 4, generator=gen), torch.arange(n) % 3 if labels else torch.full((n,), -1)
+    x, y = (
+        torch.randn(n, 1, 4, 4, generator=gen),
+        torch.arange(n) % 3 if labels else torch.full((n,), -1),
+    )
     return DataLoaders(TensorLoader(x, y, batch_size=16), TensorLoader(x, y, batch_size=16))
 
 
 class Watch(Callback):
     order = -10
-    def __init__(self): self.seen = {True: [], False: []}
-    def before_batch(self, learn): self.seen[learn.training].append(learn.batch)
+
+    def __init__(self):
+        self.seen = {True: [], False: []}
+
+    def before_batch(self, learn):
+        self.seen[learn.training].append(learn.batch)
 
 
-@pytest.mark.parametrize('drop', [0., 0.25, 1.])
+@pytest.mark.parametrize('drop', [0.0, 0.25, 1.0])
 def test_condition_dropout_hides_its_share_in_training_only(drop):
     set_seed(0)
     watch, dls = Watch(), toys(n=960)
-    learn = diffusion_learner(UNet(widths=(8,), head_dim=8, num_classes=3), dls, DDPMScheduler(), cbs=[watch], device='cpu', cond_drop=drop).fit(1)
+    learn = diffusion_learner(
+        UNet(widths=(8,), head_dim=8, num_classes=3),
+        dls,
+        DDPMScheduler(),
+        cbs=[watch],
+        device='cpu',
+        cond_drop=drop,
+    ).fit(1)
     told, told_held = (torch.cat([b[0][2] for b in watch.seen[k]]) for k in (True, False))
     y = dls.train.tensors[1]
     hidden = told == 3
     assert torch.equal(told[~hidden], y[~hidden]) and torch.equal(told_held, y)
-    assert abs(hidden.float().mean() - drop) < 0.06                     # four deviations of 960 tosses
+    assert abs(hidden.float().mean() - drop) < 0.06  # four deviations of 960 tosses
     assert len(learn.ema.model.classes.weight) == 4
 
 
 def test_without_it_the_batches_are_as_before():
     "No label is passed and no random number more is drawn."
-    set_seed(0); watch = Watch()
-    diffusion_learner(UNet(widths=(8,), head_dim=8), toys(), DDPMScheduler(), cbs=[watch], device='cpu').fit(1)
-    set_seed(0); again = Watch()
-    diffusion_learner(UNet(widths=(8,), head_dim=8), toys(labels=False), DDPMScheduler(), cbs=[again], device='cpu').fit(1)
+    set_seed(0)
+    watch = Watch()
+    diffusion_learner(
+        UNet(widths=(8,), head_dim=8), toys(), DDPMScheduler(), cbs=[watch], device='cpu'
+    ).fit(1)
+    set_seed(0)
+    again = Watch()
+    diffusion_learner(
+        UNet(widths=(8,), head_dim=8),
+        toys(labels=False),
+        DDPMScheduler(),
+        cbs=[again],
+        device='cpu',
+    ).fit(1)
     for ((x, t), target), ((x2, t2), target2) in zip(watch.seen[True], again.seen[True]):
         assert torch.equal(x, x2) and torch.equal(t, t2) and torch.equal(target, target2)
 
 
 def test_conditional_training_is_refused_where_it_cannot_be():
-    make = lambda model, dls, drop: diffusion_learner(model, dls, DDPMScheduler(), device='cpu', cond_drop=drop)
-    with pytest.raises(ValueError, match='build it with num_classes'): make(UNet(widths=(16,)), toys(), 0.1).fit(1)
-    with pytest.raises(ValueError, match=r'run from -1 to -1 \(-1: no label\)'): make(UNet(widths=(16,), num_classes=3), toys(labels=False), 0.1).fit(1)
-    with pytest.raises(ValueError, match='run from 0 to 2'): make(UNet(widths=(16,), num_classes=2), toys(), 0.1).fit(1)
+    make = lambda model, dls, drop: diffusion_learner(
+        model, dls, DDPMScheduler(), device='cpu', cond_drop=drop
+    )
+    with pytest.raises(ValueError, match='build it with num_classes'):
+        make(UNet(widths=(16,)), toys(), 0.1).fit(1)
+    with pytest.raises(ValueError, match=r'run from -1 to -1 \(-1: no label\)'):
+        make(UNet(widths=(16,), num_classes=3), toys(labels=False), 0.1).fit(1)
+    with pytest.raises(ValueError, match='run from 0 to 2'):
+        make(UNet(widths=(16,), num_classes=2), toys(), 0.1).fit(1)
     for drop in (-0.1, 1.5):
-        with pytest.raises(ValueError, match='share from 0 to 1'): DiffusionCB(DDPMScheduler(), drop)
+        with pytest.raises(ValueError, match='share from 0 to 1'):
+            DiffusionCB(DDPMScheduler(), drop)
 
 
 def test_a_conditional_learner_can_be_inspected():
-    learn = diffusion_learner(UNet(widths=(16,), num_classes=3), toys(), DDPMScheduler(), device='cpu', cond_drop=0.1)
+    learn = diffusion_learner(
+        UNet(widths=(16,), num_classes=3), toys(), DDPMScheduler(), device='cpu', cond_drop=0.1
+    )
     assert 'Embedding' in str(learn.summary())

@@ -8,43 +8,67 @@ where they happen, inside `sample`: what is left of its seconds is the overhead.
 the same dice must fall in both libraries, so no step that needs them can cost less, and `besides` compares what both do besides.
 Goals: `sample` at most 3% over the bare calls; a step at most a third of diffusers' own.
 """
+
 import argparse
 import importlib
 import statistics
 import time
 from types import SimpleNamespace
+
 import diffusers
 import torch
+
 from miniai.diffusion import sample
 from miniai.schedulers import DDPMScheduler
 from miniai.unet import UNet
 
-COMMON = dict(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing')
+COMMON = dict(
+    beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing'
+)
 # module and name of ours, name of theirs, model calls as in a usual run
-STEPS = [('schedulers', 'DDPMScheduler', 'DDPMScheduler', 100), ('samplers', 'DDIMScheduler', 'DDIMScheduler', 50),
-         ('samplers', 'EulerScheduler', 'EulerDiscreteScheduler', 50), ('samplers', 'EulerAncestralScheduler', 'EulerAncestralDiscreteScheduler', 50),
-         ('samplers', 'HeunScheduler', 'HeunDiscreteScheduler', 25), ('samplers', 'DPMSolverScheduler', 'DPMSolverMultistepScheduler', 20)]
+STEPS = [
+    ('schedulers', 'DDPMScheduler', 'DDPMScheduler', 100),
+    ('samplers', 'DDIMScheduler', 'DDIMScheduler', 50),
+    ('samplers', 'EulerScheduler', 'EulerDiscreteScheduler', 50),
+    ('samplers', 'EulerAncestralScheduler', 'EulerAncestralDiscreteScheduler', 50),
+    ('samplers', 'HeunScheduler', 'HeunDiscreteScheduler', 25),
+    ('samplers', 'DPMSolverScheduler', 'DPMSolverMultistepScheduler', 20),
+]
 RANDOM = ('DDPMScheduler', 'EulerAncestralScheduler')
 
 
 class NoScheduler:
     "As little as `sample` asks of a scheduler."
-    init_noise_sigma = 1.
-    def set_timesteps(self, n): self.timesteps = torch.arange(n).flip(0)
-    def scale_model_input(self, x, t): return x
-    def step(self, out, t, x): return SimpleNamespace(prev_sample=x)
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, n):
+        self.timesteps = torch.arange(n).flip(0)
+
+    def scale_model_input(self, x, t):
+        return x
+
+    def step(self, out, t, x):
+        return SimpleNamespace(prev_sample=x)
 
 
 def seconds(f, *args):
     "CPU seconds of one call."
-    start = time.process_time(); f(*args); return time.process_time() - start
+    start = time.process_time()
+    f(*args)
+    return time.process_time() - start
 
 
 class Timed(torch.nn.Module):
     "A model that adds up the seconds spent inside it."
-    def __init__(self, model): super().__init__(); self.model, self.inside = model, 0.
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.inside = model, 0.0
+
     def forward(self, x, t):
-        start = time.process_time(); out = self.model(x, t)
+        start = time.process_time()
+        out = self.model(x, t)
         self.inside += time.process_time() - start
         return out
 
@@ -52,34 +76,53 @@ class Timed(torch.nn.Module):
 def loops(batch, size, calls, repeats):
     "Median share that the empty loop and DDPM sampling cost over the U-Net calls inside them."
     model, x = UNet().eval(), torch.randn(batch, 1, size, size)
-    for p in model.parameters(): torch.nn.init.normal_(p, std=0.05)             # as a trained one: no zeros to multiply by
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)  # as a trained one: no zeros to multiply by
+
     def share(scheduler):
         timed = Timed(model).eval()
         total = seconds(sample, timed, scheduler, x, calls)
-        return total/timed.inside - 1, timed.inside
-    rounds = [(share(NoScheduler()), share(DDPMScheduler(**COMMON))) for _ in range(repeats + 1)][1:]    # the first warms up
+        return total / timed.inside - 1, timed.inside
+
+    rounds = [(share(NoScheduler()), share(DDPMScheduler(**COMMON))) for _ in range(repeats + 1)][
+        1:
+    ]  # the first warms up
     (empty, inside), (full, _) = ([statistics.median(v) for v in zip(*r)] for r in zip(*rounds))
-    print(f"{batch:>6}{1e3*inside/calls:>16.3f}{empty:>12.1%}{full:>12.1%}", flush=True)
+    print(f"{batch:>6}{1e3 * inside / calls:>16.3f}{empty:>12.1%}{full:>12.1%}", flush=True)
 
 
 def steps(ours, theirs, batch, size, calls, repeats, random):
     "Median CPU microseconds of a step: ours, theirs, our share, and of the noise alone."
     gen = torch.Generator().manual_seed(0)
     x, out = torch.randn(2, batch, 1, size, size, generator=gen)
+
     def walk(scheduler, dice):
         for t in scheduler.timesteps:
-            scheduler.scale_model_input(x, t)                                    # part of the protocol, so part of the price
+            scheduler.scale_model_input(x, t)  # part of the protocol, so part of the price
             scheduler.step(out, t, x, **dice)
+
     def timed(scheduler):
         scheduler.set_timesteps(calls)
         return seconds(walk, scheduler, {'generator': gen} if random else {})
-    rounds = [(timed(ours), timed(theirs), seconds(lambda: [torch.randn(x.shape, generator=gen) for _ in range(len(ours.timesteps))])) for _ in range(repeats + 1)][1:]
-    per = [1e6*statistics.median(r)/len(ours.timesteps) for r in zip(*rounds)]
-    return *per, statistics.median(a/b for a, b, _ in rounds)
+
+    rounds = [
+        (
+            timed(ours),
+            timed(theirs),
+            seconds(
+                lambda: [torch.randn(x.shape, generator=gen) for _ in range(len(ours.timesteps))]
+            ),
+        )
+        for _ in range(repeats + 1)
+    ][1:]
+    per = [1e6 * statistics.median(r) / len(ours.timesteps) for r in zip(*rounds)]
+    return *per, statistics.median(a / b for a, b, _ in rounds)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument('--batch', type=int, nargs='+', default=[64, 360])
     p.add_argument('--size', type=int, default=8, help='height and width of the pictures')
     p.add_argument('--calls', type=int, default=20, help='of the U-Net in each round')
@@ -87,18 +130,34 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"one thread, U-Net of {sum(q.numel() for q in UNet().parameters()):,} parameters, pictures {a.size}x{a.size}\n")
+    print(
+        f"one thread, U-Net of {sum(q.numel() for q in UNet().parameters()):,} parameters, pictures {a.size}x{a.size}\n"
+    )
     print(f"{'batch':>6}{'a bare call, ms':>16}{'loop':>12}{'sample':>12}")
-    for batch in a.batch: loops(batch, a.size, a.calls, a.repeats)
-    print(f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}{'noise, us':>11}{'besides':>9}")
+    for batch in a.batch:
+        loops(batch, a.size, a.calls, a.repeats)
+    print(
+        f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}{'noise, us':>11}{'besides':>9}"
+    )
     for module, name, their_name, calls in STEPS:
-        try: ours = getattr(importlib.import_module(f'miniai.{module}'), name)
-        except (ImportError, AttributeError): print(f"{name:26} skipped: miniai.{module} has none here"); continue
+        try:
+            ours = getattr(importlib.import_module(f'miniai.{module}'), name)
+        except (ImportError, AttributeError):
+            print(f"{name:26} skipped: miniai.{module} has none here")
+            continue
         theirs = getattr(diffusers, their_name)
         for batch in a.batch:
-            us, them, noise, ratio = steps(ours(**COMMON), theirs(**COMMON), batch, a.size, calls, a.repeats, name in RANDOM)
-            dice, besides = (f'{noise:.0f}', f'{(us - noise)/(them - noise):.2f}') if name in RANDOM else '--'
-            print(f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{dice:>11}{besides:>9}", flush=True)
+            us, them, noise, ratio = steps(
+                ours(**COMMON), theirs(**COMMON), batch, a.size, calls, a.repeats, name in RANDOM
+            )
+            dice, besides = (
+                (f'{noise:.0f}', f'{(us - noise) / (them - noise):.2f}') if name in RANDOM else '--'
+            )
+            print(
+                f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{dice:>11}{besides:>9}",
+                flush=True,
+            )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
