@@ -47,8 +47,9 @@ class Module:
 class Linear(Module):
     """$y = xW^\\top + b$: x `(..., n_in)`, y `(..., n_out)`.
 
-    The weights are drawn evenly from $\\pm 1/\\sqrt{n_{in}}$ by `generator`, a `np.random.Generator`
-    (NumPy's global one if not given). Raises `ValueError` for an input of another width."""
+    The weights are drawn evenly from $\\pm 1/\\sqrt{n_{in}}$ by `generator`, a
+    `np.random.Generator` (NumPy's global one if not given). Raises `ValueError` for an input of
+    another width."""
     def __init__(self, n_in, n_out, bias=True, generator=None):
         if n_in < 1 or n_out < 1:
             raise ValueError(f"Linear needs at least one input and output, not {n_in}, {n_out}")
