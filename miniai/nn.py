@@ -35,7 +35,8 @@ class Module:
             if isinstance(o, Parameter):
                 found['.'.join(path)] = o
                 return
-            for name, value in vars(o).items() if isinstance(o, Module) else enumerate(o):
+            inside = vars(o).items() if isinstance(o, Module) else enumerate(o)
+            for name, value in inside:
                 look(value, (*path, str(name)))
 
         look(self, ())

@@ -14,7 +14,7 @@ import torch
 
 from .nn import Parameter
 
-# %% ../nbs/07_optim.ipynb #0000001c
+# %% ../nbs/07_optim.ipynb #0000001e
 class Optimizer:
     """Steps $p \\leftarrow p - \\eta d$ for a list of parameters; `lr` may change between steps.
 
@@ -51,7 +51,7 @@ def _check_range(name, value, ok, expected):
     if not ok:
         raise ValueError(f"{name} must be {expected}, but it is {value}")
 
-# %% ../nbs/07_optim.ipynb #0000001d
+# %% ../nbs/07_optim.ipynb #0000001f
 class SGD(Optimizer):
     "$v \\leftarrow \\mu v + g$, a step along $v$; a plain step if `momentum` $\\mu$ is 0."
     def __init__(self, params, lr, momentum=0.):
@@ -63,7 +63,7 @@ class SGD(Optimizer):
         state['v'] = self.momentum*state.get('v', 0.) + g
         return state['v']
 
-# %% ../nbs/07_optim.ipynb #0000001e
+# %% ../nbs/07_optim.ipynb #00000020
 class RMSProp(Optimizer):
     "$s \\leftarrow \\alpha s + (1-\\alpha)g^2$, a step along $g/(\\sqrt{s} + \\epsilon)$ (Hinton)."
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8):
@@ -90,7 +90,7 @@ class Adam(Optimizer):
         s = state['s'] = b2*state.get('s', 0.) + (1 - b2)*g**2
         return m/(1 - b1**t)/(np.sqrt(s/(1 - b2**t)) + self.eps)
 
-# %% ../nbs/07_optim.ipynb #00000022
+# %% ../nbs/07_optim.ipynb #00000024
 class Dataset:
     "Rows of arrays or tensors that belong together: item i is `(a[i], b[i], ...)`."
     def __init__(self, *arrays):
@@ -111,7 +111,7 @@ def collate(items):
         return tuple(collate(column) for column in zip(*items))
     return torch.stack(items) if isinstance(o, torch.Tensor) else np.stack(items)
 
-# %% ../nbs/07_optim.ipynb #00000023
+# %% ../nbs/07_optim.ipynb #00000025
 class DataLoader:
     """Batches of a dataset (anything with `len` and `[i]`), as often as you loop over it.
 
