@@ -103,12 +103,12 @@ def _fingerprint(dl):
 
 def _settings(learn):
     "What must be the same where a fit is resumed, by the words to say it in."
-    return {'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
+    return {'model': {k: describe(v) for k, v in learn.model.state_dict().items()},
+            'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
             'data': _fingerprint(learn.dls.train), 'learning rates': learn.opt.defaults['lr'],
             'optimiser': type(learn.opt).__name__,
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
             'random generators in the loaders': len(generators_of(learn.dls)),
-            'model': {k: describe(v) for k, v in learn.model.state_dict().items()},
             'callbacks with a state': sorted(_stateful(learn.active))}
 
 def _check_same(path, saved, here):

@@ -34,10 +34,11 @@ class AccumulateCB(Callback):
     def before_backward(self, learn):
         self.rows.append(len(learn.batch[1]))
         # in units of the first part's rows: numbers stay of the usual size in half precision
+        self.loss_of_batch = learn.loss
         learn.loss = learn.loss*(self.rows[-1]/self.rows[0])
 
     def after_backward(self, learn):
-        learn.loss = learn.loss.detach()*(self.rows[0]/self.rows[-1])
+        learn.loss = self.loss_of_batch
         if len(self.rows) < self.n and learn.i < len(learn.dl) - 1:
             raise CancelBatch
         for p in learn.model.parameters():
@@ -53,6 +54,8 @@ class MixedPrecisionCB(TrainCB):
 
     `active` says whether the machine can; where it can't, it says so and goes on in float32.
     """
+    order = -15        # after `AccumulateCB`: gradients are unscaled once for each step
+
     def __init__(self, dtype='bf16'):
         if dtype not in ('bf16', 'fp16'):
             raise ValueError(f"dtype is {dtype!r}, expected 'bf16' or 'fp16'")
