@@ -1,4 +1,5 @@
 """Checkpoints: resumed to the last bit, killed at random moments, damaged, foreign, mismatched."""
+
 import os
 import pickle
 import random
@@ -35,7 +36,7 @@ from miniai.tensors import set_seed
 CPU = torch.device('cpu')
 
 
-def data(bs=8, seed=None, shift=0.):
+def data(bs=8, seed=None, shift=0.0):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(40, 1, 4, 4, generator=g) + shift
     y = torch.randint(0, 3, (40,), generator=g)
@@ -58,18 +59,21 @@ def full(seed, dls=None, opt_func=torch.optim.AdamW):
 
 class Augment(Callback):
     "Draws from all three sources of random numbers."
+
     def before_batch(self, learn):
         if learn.training:
             x, y = learn.batch
-            x = x*np.random.uniform(0.9, 1.1) + random.uniform(-0.1, 0.1)
-            learn.batch = x + 0.1*torch.randn_like(x), y
+            x = x * np.random.uniform(0.9, 1.1) + random.uniform(-0.1, 0.1)
+            learn.batch = x + 0.1 * torch.randn_like(x), y
 
 
 class StopAfter(Callback):
     "Ends the fit after `n` epochs, or in the middle of the next, by `what`."
+
     order = 2000
 
-    def __init__(self, n, what=None): self.n, self.what = n, what
+    def __init__(self, n, what=None):
+        self.n, self.what = n, what
 
     def cleanup_epoch(self, learn):
         if self.what is None and learn.epoch + 1 == self.n and not learn.training:
@@ -106,7 +110,9 @@ def test_resume_to_the_last_bit(tmp_path, opt_func, seeds, stop):
     whole = full(1, data(seed=seeds[0]), opt_func).fit(4)
     end = bits(whole)
     try:
-        full(1, data(seed=seeds[0]), opt_func).fit(4, cbs=[CheckpointCB(tmp_path), StopAfter(*stop)])
+        full(1, data(seed=seeds[0]), opt_func).fit(
+            4, cbs=[CheckpointCB(tmp_path), StopAfter(*stop)]
+        )
     except KeyboardInterrupt:
         assert stop[1] is KeyboardInterrupt
     late = full(2, data(seed=seeds[1]), opt_func)
@@ -130,20 +136,24 @@ def test_resume_with_torch_loader(tmp_path):
 
 
 SCHEDULERS = dict(
-    one_cycle=lambda: SchedulerCB(
-        partial(lr_scheduler.OneCycleLR, max_lr=0.2, total_steps=30)),
+    one_cycle=lambda: SchedulerCB(partial(lr_scheduler.OneCycleLR, max_lr=0.2, total_steps=30)),
     steps=lambda: SchedulerCB(partial(lr_scheduler.StepLR, step_size=2), per='epoch'),
     plateau=lambda: SchedulerCB(
-        partial(lr_scheduler.ReduceLROnPlateau, patience=1, mode='max'), per='epoch'),
-    sequence=lambda: SchedulerCB(lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, 20)], [7])),
+        partial(lr_scheduler.ReduceLROnPlateau, patience=1, mode='max'), per='epoch'
+    ),
+    sequence=lambda: SchedulerCB(
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, 20)], [7]
+        )
+    ),
 )
 
 
 @pytest.mark.parametrize('name', SCHEDULERS)
 @pytest.mark.filterwarnings('ignore:Detected call of')
 def test_torch_schedulers_resume(tmp_path, name):
-    def make(seed): return learner([MetricsCB(), RecorderCB(), SCHEDULERS[name]()], seed)
+    def make(seed):
+        return learner([MetricsCB(), RecorderCB(), SCHEDULERS[name]()], seed)
 
     whole = make(1).fit(6)
     make(1).fit(6, cbs=[CheckpointCB(tmp_path), StopAfter(3)])
@@ -179,7 +189,7 @@ print(loads, newest)
 
 def test_killed_fifty_times(tmp_path):
     "Killed again and again and carried on each time, it is still the run that never stopped."
-    folder = tmp_path/'ck'
+    folder = tmp_path / 'ck'
     env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
     words = [sys.executable, '-c', KILLED, folder, Path(__file__).parent]
     out = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
@@ -187,41 +197,46 @@ def test_killed_fifty_times(tmp_path):
     loads, newest = map(int, out.stdout.split())
     assert loads >= 40 and newest > 40
     state = load_state(checkpoints(folder)[-1])
-    assert state['n_steps'] == 5*newest and len(state['cbs']['MetricsCB']['history']) == newest
+    assert state['n_steps'] == 5 * newest and len(state['cbs']['MetricsCB']['history']) == newest
     # what the kills left is swept, and nothing else
     parts = list(folder.glob('.*.part'))
-    foreign = folder/'.epoch-000001.ckpt.1.part'
+    foreign = folder / '.epoch-000001.ckpt.1.part'
     foreign.write_bytes(b'not ours')
     for p in [*parts, foreign]:
-        os.utime(p, (time.time() - 100,)*2)
+        os.utime(p, (time.time() - 100,) * 2)
     with pytest.raises(ValueError, match='epochs'):
         full(3).fit(4, cbs=[CheckpointCB(folder, resume=True)])
     assert list(folder.glob('.*.part')) == [foreign]
 
 
 def test_every_and_keep(tmp_path):
-    def names(): return [p.name for p in checkpoints(tmp_path)]
+    def names():
+        return [p.name for p in checkpoints(tmp_path)]
 
     cb = CheckpointCB(tmp_path, every=3, keep=3)
     learn = learner([cb]).fit(7)
     assert names() == [f'epoch-00000{i}.ckpt' for i in (3, 6, 7)] and cb.last.name == names()[-1]
-    learn.fit(8)                                        # the same callback may go on
+    learn.fit(8)  # the same callback may go on
     assert names() == [f'epoch-00000{i}.ckpt' for i in (6, 7, 8)]
-    assert learner([CheckpointCB(tmp_path, resume=True)]).fit(8).n_steps == 40   # nothing left to do
+    assert learner([CheckpointCB(tmp_path, resume=True)]).fit(8).n_steps == 40  # nothing left to do
     for bad in (dict(every=0), dict(keep=0)):
         with pytest.raises(ValueError, match='at least 1'):
             CheckpointCB(tmp_path, **bad)
 
 
 def test_only_our_own_files_are_ever_removed(tmp_path):
-    decoys = {'epoch-000000.ckpt': b'somebody else', 'state.json': b'{}', 'data/state.json': b'{}',
-              '.epoch-000001.ckpt.7.part': b'hello'}
+    decoys = {
+        'epoch-000000.ckpt': b'somebody else',
+        'state.json': b'{}',
+        'data/state.json': b'{}',
+        '.epoch-000001.ckpt.7.part': b'hello',
+    }
     for name, content in decoys.items():
-        (tmp_path/name).parent.mkdir(exist_ok=True)
-        (tmp_path/name).write_bytes(content)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match='resume=True'):
         learner().fit(3, cbs=[CheckpointCB(tmp_path, keep=1)])
-    (tmp_path/'epoch-000000.ckpt').rename(tmp_path/'epoch-zero')
+    (tmp_path / 'epoch-000000.ckpt').rename(tmp_path / 'epoch-zero')
     learner().fit(3, cbs=[CheckpointCB(tmp_path, keep=1)])
     assert len(checkpoints(tmp_path)) == 1
     # another run in the same folder is refused, and changes nothing
@@ -231,7 +246,7 @@ def test_only_our_own_files_are_ever_removed(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
     for name, content in decoys.items():
         name = name.replace('epoch-000000.ckpt', 'epoch-zero')
-        assert (tmp_path/name).read_bytes() == content
+        assert (tmp_path / name).read_bytes() == content
 
 
 @pytest.fixture(scope='module')
@@ -253,21 +268,24 @@ def refused(folder, word, learn=None):
 
 def test_every_flipped_bit_and_every_cut_is_noticed(saved, tmp_path):
     whole, rng = checkpoints(saved)[-1].read_bytes(), random.Random(0)
-    bad = [whole[:rng.randrange(len(whole))] for _ in range(100)] + [b'', whole[:-1]]
+    bad = [whole[: rng.randrange(len(whole))] for _ in range(100)] + [b'', whole[:-1]]
     for _ in range(300):
         flipped = bytearray(whole)
         flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         bad.append(bytes(flipped))
     for content in bad:
-        (tmp_path/'x').write_bytes(content)
+        (tmp_path / 'x').write_bytes(content)
         with pytest.raises(ValueError, match='damaged|cut short'):
-            load_state(tmp_path/'x')
-    (tmp_path/'epoch-000002.ckpt').write_bytes(bad[-1])
-    refused(tmp_path, 'Remove it to use an older one' if bad[-1][:20] == whole[:20] else 'cut short')
+            load_state(tmp_path / 'x')
+    (tmp_path / 'epoch-000002.ckpt').write_bytes(bad[-1])
+    refused(
+        tmp_path, 'Remove it to use an older one' if bad[-1][:20] == whole[:20] else 'cut short'
+    )
 
 
 def test_other_fits_are_refused_and_the_first_difference_is_named(saved):
-    def other(**kw): return learner([MetricsCB(accuracy), EMACB()], seed=7, **kw)
+    def other(**kw):
+        return learner([MetricsCB(accuracy), EMACB()], seed=7, **kw)
 
     deeper, half = other(), other()
     deeper.model.append(nn.Linear(3, 3))
@@ -278,42 +296,48 @@ def test_other_fits_are_refused_and_the_first_difference_is_named(saved):
     refused(saved, ['AdamW', 'SGD'], other(opt_func=torch.optim.SGD))
     refused(saved, ['batches in an epoch: 5 there, 4 here'], other(dls=data(bs=10)))
     refused(saved, ['random generators', '0 there, 1 here'], other(dls=data(seed=1)))
-    refused(saved, ['data'], other(dls=data(shift=1.)))
+    refused(saved, ['data'], other(dls=data(shift=1.0)))
     refused(saved, ['learning rate', '0.01 there, 0.1 here'], other(lr=0.1))
     refused(saved, ['callbacks', 'EMACB'], learner([MetricsCB(accuracy)], seed=7))
 
 
 def test_state_goes_round(tmp_path):
-    state = {'a': torch.randn(2, 3, dtype=torch.float64), 'b': {1: (2, [3., None, 'x'])},
-             'h': torch.ones(2, dtype=torch.bfloat16), 'inf': float('inf')}
-    save_state(tmp_path/'s', state)
-    out = load_state(tmp_path/'s')
+    state = {
+        'a': torch.randn(2, 3, dtype=torch.float64),
+        'b': {1: (2, [3.0, None, 'x'])},
+        'h': torch.ones(2, dtype=torch.bfloat16),
+        'inf': float('inf'),
+    }
+    save_state(tmp_path / 's', state)
+    out = load_state(tmp_path / 's')
     assert torch.equal(out['a'], state['a']) and torch.equal(out['h'], state['h'])
     assert out['b'] == state['b'] and out['inf'] == state['inf']
     with pytest.raises(TypeError, match='a checkpoint holds tensors'):
-        save_state(tmp_path/'s', {'f': Path('x')})
-    assert load_state(tmp_path/'s')['inf'] == state['inf']      # the old one is whole
+        save_state(tmp_path / 's', {'f': Path('x')})
+    assert load_state(tmp_path / 's')['inf'] == state['inf']  # the old one is whole
     with pytest.raises(FileNotFoundError):
-        load_state(tmp_path/'none')
+        load_state(tmp_path / 'none')
 
 
 def test_loading_runs_no_code(tmp_path):
     class Evil:
-        def __reduce__(self): return os.system, (f'touch {tmp_path}/owned',)
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path}/owned',)
 
-    save_state(tmp_path/'s', {'a': 1})
-    head = (tmp_path/'s').read_bytes()[:20]
+    save_state(tmp_path / 's', {'a': 1})
+    head = (tmp_path / 's').read_bytes()[:20]
     evil = pickle.dumps(Evil())
     import hashlib
+
     for content in (evil, head + evil, head + hashlib.sha256(evil).digest() + evil):
-        (tmp_path/'s').write_bytes(content)
+        (tmp_path / 's').write_bytes(content)
         with pytest.raises((ValueError, pickle.UnpicklingError)):
-            load_state(tmp_path/'s')
-    assert not (tmp_path/'owned').exists()
+            load_state(tmp_path / 's')
+    assert not (tmp_path / 'owned').exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    path = tmp_path/'file'
+    path = tmp_path / 'file'
     path.write_text('old')
     with pytest.raises(KeyboardInterrupt):
         with atomic_write(path) as f:
@@ -324,7 +348,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         with atomic_write(tmp_path):
             pass
     with pytest.raises(OSError):
-        learner().fit(1, cbs=[CheckpointCB(path)])      # a file where a folder should be
+        learner().fit(1, cbs=[CheckpointCB(path)])  # a file where a folder should be
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
@@ -342,13 +366,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
         try: learn.fit(4, cbs=[CheckpointCB(sys.argv[1]), Full()])
         except OSError as e: print(e.strerror, [p.name for p in checkpoints(sys.argv[1])])
     '''
-    words = [sys.executable, '-c', code, tmp_path/'ck', Path(__file__).parent]
+    words = [sys.executable, '-c', code, tmp_path / 'ck', Path(__file__).parent]
     env = os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path))
     out = subprocess.run(words, capture_output=True, text=True, env=env, timeout=100)
     assert "File too large ['epoch-000001.ckpt', 'epoch-000002.ckpt']" in out.stdout, out.stderr
-    for p in checkpoints(tmp_path/'ck'):
+    for p in checkpoints(tmp_path / 'ck'):
         load_state(p)
-    assert not list((tmp_path/'ck').glob('.*'))
+    assert not list((tmp_path / 'ck').glob('.*'))
 
 
 def test_persistent_workers_are_refused(tmp_path):
