@@ -5,50 +5,86 @@
 # %% auto #0
 __all__ = ['to_pil', 'show_image', 'image_grid', 'show_images', 'fig_to_pil', 'Animation', 'animate']
 
-# %% ../nbs/00_plot.ipynb #c002
+# %% ../nbs/00_plot.ipynb #00000002
 import base64
 import io
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.textpath import TextPath
 from PIL import Image
 
-# %% ../nbs/00_plot.ipynb #c009
-def to_pil(x, # a picture: PIL, or an array or tensor `(h, w)`, `(1, h, w)` or `(3, h, w)`; whole numbers from 0 to 255, or floats in `value_range`
-           size:int=None, # enlarge smoothly until the longer side has this many pixels
-           value_range=(-1., 1.) # the floats shown as black and as white; anything outside is clipped
-          ) -> Image.Image:
-    "`x` as a PIL picture (mode L or RGB). Raises `ValueError` for another shape, or for NaN."
-    if not isinstance(x, Image.Image):
-        a = np.asarray(x.detach().cpu().float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x)
-        if a.ndim == 3 and a.shape[0] in (1, 3):
-            a = a.transpose(1, 2, 0)
-        if a.ndim == 3 and a.shape[-1] == 1:
-            a = a[..., 0]
-        if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[-1] != 3):
-            raise ValueError(f"a picture is (h, w), (1, h, w) or (3, h, w), but this has shape {tuple(np.shape(x))}; "
-                             "for a batch use show_images or image_grid")
-        if a.dtype.kind in 'iub':
-            a = a.clip(0, 255).astype(np.uint8)
-        else:
-            if not np.isfinite(a).all():
-                raise ValueError("this picture holds NaN or infinite values")
-            lo, hi = value_range
-            a = ((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8)
-        x = Image.fromarray(a)
-    x = x if x.mode in ('L', 'RGB') else x.convert('RGB')
-    if size is None:
-        return x
-    k = size/max(x.size)
-    return x.resize([max(1, round(s*k)) for s in x.size], Image.Resampling.BICUBIC)
+# %% ../nbs/00_plot.ipynb #00000009
+def to_pil(x, size=None, value_range=(-1., 1.), background='white') -> Image.Image:
+    """`x` as a PIL picture, grey (mode L) or RGB: the one way in which numbers and files become pictures.
 
-# %% ../nbs/00_plot.ipynb #c013
-def show_image(x, # a picture, as for `to_pil`
-               ax=None, # the axes to draw in; new ones of `figsize` inches when not given
-               title:str=None, figsize=(2, 2), value_range=(-1., 1.)):
-    "Draw one picture, small ones enlarged smoothly, and return the axes."
+    `x`: an array or tensor `(h, w)`, `(1, h, w)` or `(3, h, w)` of floats in `value_range` (others
+    are clipped), of whole numbers from 0 to 255, of `uint16` or of truth values; or a PIL picture
+    of any mode. `size`: resize smoothly until the longer side has this many pixels.
+
+    Of a PIL picture, what is transparent shows `background`, and what is grey stays grey. White is
+    65535 in the modes `I;16`; in mode `I` it's 255, or 65535 where a value exceeds 255; in mode `F`
+    the first of 1, 255 and 65535 that no value exceeds by more than half (as resizing may do).
+    Raises `ValueError` for another shape, for NaN, and for numbers outside these ranges."""
+    im = _from_pil(x, background) if isinstance(x, Image.Image) else _from_array(x, value_range)
+    if size is None:
+        return im
+    k = size/max(im.size)
+    return im.resize([max(1, round(s*k)) for s in im.size], Image.Resampling.BICUBIC)
+
+def _in_bytes(a, lo, hi): return ((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8)
+
+def _from_array(x, value_range):
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        x = x.float() if x.is_floating_point() else x           # NumPy has no bfloat16
+    a = np.asarray(x)
+    if a.ndim == 3 and a.shape[0] in (1, 3):
+        a = a.transpose(1, 2, 0)
+    if a.ndim not in (2, 3) or a.shape[2:] not in ((), (1,), (3,)) or 0 in a.shape:
+        raise ValueError("a picture is (h, w), (1, h, w) or (3, h, w), but this has shape "
+                         f"{tuple(np.shape(x))}; for a batch use show_images or image_grid")
+    a = a[..., 0] if a.shape[2:] == (1,) else a
+    if a.dtype.kind == 'f':
+        if not np.isfinite(a).all():
+            raise ValueError("this picture holds NaN or infinite values")
+        return Image.fromarray(_in_bytes(a, *value_range))
+    white = {'bool': 1, 'uint16': 65535}.get(a.dtype.name, 255)
+    if a.min() < 0 or a.max() > white:
+        raise ValueError(f"whole numbers from {a.min()} to {a.max()}: a picture of {a.dtype} goes "
+                         f"from 0 to {white}; scale it, or give floats and their value_range")
+    return Image.fromarray(_in_bytes(a, 0, white))
+
+def _from_pil(im, background):
+    if im.mode[0] in 'IF':
+        a = np.asarray(im, dtype=np.float32)
+        whites = {'I': (255, 65535), 'F': (1, 255, 65535)}.get(im.mode, (65535,))
+        room = 1.5 if im.mode == 'F' else 1
+        white = next((w for w in whites if a.max() <= w*room), np.nan)
+        if not a.min() >= white*(1 - room):                     # NaN, too, is not
+            raise ValueError(f"a picture of mode {im.mode} with values from {a.min()} to {a.max()}: "
+                             f"expected 0 to {' or '.join(map(str, whites))}; scale it")
+        return Image.fromarray(_in_bytes(a, 0, white))
+    if im.has_transparency_data:
+        seen = Image.new('RGBA', im.size, background)
+        seen.alpha_composite(im.convert('RGBA'))
+        rgb = seen.convert('RGB')
+    elif im.mode in ('L', 'RGB'):
+        return im
+    else:
+        rgb = im.convert('RGB')
+    # a palette may hold greys or colours: only its pixels tell
+    red, green, blue = (c.tobytes() for c in rgb.split())
+    return rgb.convert('L') if im.mode in ('1', 'L', 'LA', 'P', 'PA') and red == green == blue else rgb
+
+# %% ../nbs/00_plot.ipynb #0000000d
+def show_image(x, ax=None, title=None, figsize=(2, 2), value_range=(-1., 1.)):
+    """Draw one picture (see `to_pil`; small ones enlarged smoothly) and return the axes.
+
+    `ax`: the axes to draw in; new ones of `figsize` inches when not given."""
     if ax is None:
         _, ax = plt.subplots(figsize=figsize)
     im = to_pil(x, value_range=value_range)
@@ -58,53 +94,84 @@ def show_image(x, # a picture, as for `to_pil`
         ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_plot.ipynb #c016
-def image_grid(xs, # pictures, as for `to_pil`: a batch `(n, c, h, w)` or any sequence
-               ncols:int=None, # pictures in a row; about a square when not given
-               size:int=64, # pixels of each picture's longer side
-               gap:int=6, # pixels between pictures
-               value_range=(-1., 1.), background=(255, 255, 255)) -> Image.Image:
-    "All the pictures in one, row by row. Raises `ValueError` when there are none."
-    ims = [to_pil(x, size, value_range) for x in xs]
+# %% ../nbs/00_plot.ipynb #00000010
+def image_grid(xs, ncols=None, size=64, gap=6, value_range=(-1., 1.), background='white',
+               cell=(0, 0)) -> Image.Image:
+    """All pictures of `xs` in one RGB picture, row by row.
+
+    `xs`: a batch `(n, c, h, w)` or any sequence of pictures (see `to_pil`). `ncols`: pictures in a
+    row; about a square when not given. `size`: pixels of each picture's longer side. `gap`: pixels
+    between pictures. `cell`: least width and height of the room for each; a picture stands in the
+    middle of its lower edge. Raises `ValueError` when there are no pictures."""
+    ims = [to_pil(x, size, value_range, background) for x in xs]
     if not ims:
         raise ValueError("no pictures to show: the sequence is empty")
-    ncols = min(len(ims), ncols or int(np.ceil(len(ims)**0.5)))
-    w, h = (max(im.size[i] for im in ims) + gap for i in (0, 1))
+    ncols = min(len(ims), ncols or math.ceil(len(ims)**0.5))
+    w, h = (max(least, *(im.size[k] for im in ims)) + gap for k, least in enumerate(cell))
     sheet = Image.new('RGB', (ncols*w + gap, -(-len(ims)//ncols)*h + gap), background)
     for i, im in enumerate(ims):
-        sheet.paste(im, (gap + i%ncols*w, gap + i//ncols*h))
+        row, col = divmod(i, ncols)
+        sheet.paste(im, (col*w + (w + gap - im.width)//2, (row + 1)*h - im.height))
     return sheet
 
-# %% ../nbs/00_plot.ipynb #c019
-def show_images(xs, # pictures, as for `image_grid`
-                ncols:int=None, titles=None, # one title for each picture
-                size:int=64, value_range=(-1., 1.), suptitle:str=None):
-    "Draw pictures side by side and return the list of axes (one, or one for each titled picture)."
-    xs = list(xs)
-    if not xs:
-        raise ValueError("no pictures to show: the sequence is empty")
-    if titles is not None and len(titles) != len(xs):
-        raise ValueError(f"{len(titles)} titles for {len(xs)} pictures: give one for each")
-    ncols = ncols or (min(len(xs), 10) if titles is not None else None)
-    if titles is None:
-        sheet = image_grid(xs, ncols, size, value_range=value_range)
-        fig, ax = plt.subplots(figsize=[s/100 for s in sheet.size])
-        ax.imshow(sheet)
-        ax.set_axis_off()
-    else:
-        nrows, s = -(-len(xs)//ncols), size/64
-        head = 0.2*max(str(t).count('\n') + 1 for t in titles)      # inches of title above each picture
-        fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*s, nrows*(s + head)), squeeze=False)
-        for ax in axs.flat:
-            ax.set_axis_off()
-        for ax, x, t in zip(axs.flat, xs, titles):
-            show_image(x, ax, str(t), value_range=value_range)
-    if suptitle:
-        fig.suptitle(suptitle, fontsize=10)
-    fig.tight_layout(pad=0.3)
-    return fig.axes
+# %% ../nbs/00_plot.ipynb #00000013
+def show_images(xs, ncols=None, titles=None, size=64, value_range=(-1., 1.), suptitle=None,
+                row_labels=None, col_labels=None):
+    """Draw pictures side by side, row by row, in one figure.
 
-# %% ../nbs/00_plot.ipynb #c022
+    `xs`, `ncols`, `size`: see `image_grid`; without `ncols`, the labels say how many columns there
+    are. `titles`: one for each picture, above it. `row_labels`, `col_labels`: one for each row (at
+    its left) and for each column (at its top). `suptitle`: above everything. A text may have several
+    lines. Raises `ValueError` when there are no pictures, or more or fewer texts than places."""
+    ims = [to_pil(x, size, value_range) for x in xs]
+    ncols, titles, rows, cols = _labels(len(ims), ncols, titles, row_labels, col_labels)
+    w = max([im.width for im in ims] + [_text_size(titles + cols)[0]])
+    h, head = max([im.height for im in ims], default=0), _text_size(titles)[1]
+    sheet = image_grid(ims, ncols, size=None, gap=6, cell=(w, h + head))
+    ax = _sheet_axes(sheet, _text_size(rows)[0], _text_size(cols)[1], suptitle)
+    xs = [6 + w/2 + (w + 6)*col for col in range(ncols)]                    # middles of columns
+    ys = [(h + head + 6)*(row + 1) for row in range(-(-len(ims)//ncols))]   # lower edges of rows
+    for i, text in enumerate(titles):
+        y = ys[i//ncols] - ims[i].height - 2
+        ax.text(xs[i%ncols], y, text, ha='center', va='bottom', fontsize=9)
+    for x, text in zip(xs, cols):
+        ax.text(x, 2, text, ha='center', va='bottom', fontsize=9)
+    for y, text in zip(ys, rows):
+        ax.text(0, y - h/2, text, ha='right', va='center', fontsize=9)
+
+def _labels(n, ncols, titles, rows, cols):
+    "The number of columns, and the three kinds of texts as lists of strings, counted."
+    titles, rows, cols = ([] if t is None else list(map(str, t)) for t in (titles, rows, cols))
+    by_rows = -(-n//len(rows)) if rows else 0
+    ncols = ncols or len(cols) or by_rows or (10 if titles else math.ceil(n**0.5))
+    ncols = max(1, min(ncols, n))
+    places = {'titles for {} pictures': (titles, n), 'col_labels for {} columns': (cols, ncols),
+              'row_labels for {} rows': (rows, -(-n//ncols))}
+    for what, (texts, count) in places.items():
+        if texts and n and len(texts) != count:
+            raise ValueError(f"{len(texts)} {what.format(count)}: give one for each")
+    return ncols, titles, rows, cols
+
+def _text_size(texts):
+    "Width and height in pixels (100 to the inch) of the largest of `texts`, with room around them."
+    lines = [line for text in texts for line in text.split('\n') if line.strip()]
+    points = [TextPath((0, 0), line, size=9).get_extents().width for line in lines]
+    wide = math.ceil(max(points)/72*100) + 8 if points else 0
+    return wide, 15*max((text.count('\n') + 1 for text in texts), default=0)
+
+def _sheet_axes(sheet, left, above, suptitle):
+    "A figure that shows `sheet` pixel for pixel, with room for texts; its axes count in pixels."
+    wide, tall = _text_size([suptitle] if suptitle else [])
+    width, height = max(sheet.width + left, wide + 16), sheet.height + above + tall
+    fig = plt.figure(figsize=(width/100, height/100))
+    ax = fig.add_axes((left/width, 0, sheet.width/width, sheet.height/height))
+    ax.imshow(sheet)
+    ax.set_axis_off()
+    if suptitle:
+        fig.suptitle(suptitle, fontsize=9, y=1, va='top')
+    return ax
+
+# %% ../nbs/00_plot.ipynb #00000016
 def fig_to_pil(fig, dpi=80) -> Image.Image:
     "A matplotlib figure as a PIL picture; closes the figure."
     buf = io.BytesIO()
