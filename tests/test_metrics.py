@@ -20,7 +20,6 @@ from miniai.metrics import (
     ImageEval,
     Reservoir,
     fid,
-    fid_infinity,
     fid_interval,
     kid,
     mmd,
@@ -250,23 +249,9 @@ def test_interval_holds_the_known_distance_and_the_correction_has_no_bias():
     assert np.mean(raw) - true > 4 * np.std(raw) / 60**0.5  # ... where the plain figure has one
 
 
-def test_extrapolation_finds_the_known_distance():
-    d, shift, gen = 8, 0.3, torch.Generator().manual_seed(0)
-    vals, raw = [], []
-    for i in range(40):
-        a, b = torch.randn(300, d, generator=gen) + shift, torch.randn(300, d, generator=gen)
-        vals.append(fid_infinity(a, b))
-        raw.append(fid(a, b))
-    assert (
-        abs(np.mean(vals) - d * shift**2) < 4 * np.std(vals) / 40**0.5 < np.mean(raw) - d * shift**2
-    )
-
-
 def test_same_input_same_interval():
     a, b = clouds(80, 90, 4)
-    assert fid_interval(a, b, n_boot=20) == fid_interval(a, b, n_boot=20) and fid_infinity(
-        a, b
-    ) == fid_infinity(a, b)
+    assert fid_interval(a, b, n_boot=20) == fid_interval(a, b, n_boot=20)
     wide, narrow = (fid_interval(a, b, level, n_boot=200) for level in (0.99, 0.5))
     assert wide[1] < narrow[1] < narrow[2] < wide[2]
 
@@ -404,7 +389,6 @@ BAD = [
     (lambda: fid_interval(F8[:31], F8), 'at least 32 of each'),
     (lambda: fid_interval(F8, F8, level=95), 'between 0 and 1'),
     (lambda: fid_interval(F8, F8, n_boot=1), 'at least 2 resampled'),
-    (lambda: fid_infinity(F8[:5], F8), 'at least 6'),
     (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'must be alike'),
 ]
 
