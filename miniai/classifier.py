@@ -12,8 +12,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
+from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .data import import_torchvision
-from .learner import Callback, DeviceCB, Learner, MetricsCB, ScheduleCB, accuracy, modes_kept
+from .learner import Callback, DeviceCB, Learner, modes_kept
 
 # %% ../nbs/15_classifier.ipynb #c008
 def conv_block(c_in, c_out, stride=1):

@@ -33,15 +33,17 @@ from miniai.autoencoder import (
     psnr,
 )
 from .autoguidance import AutoGuidance, WeakerSelfCB
+from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB
 from .captions import train_judge
+from .checkpoint import CheckpointCB
 from .classifier import train_classifier
 from .data import DataLoaders, captioned_digits, load_images
 from .diffusion import diffusion_learner, sample
-from .learner import Callback, NaNStopCB, ProgressCB, TimeBudgetCB
+from .learner import Callback
 from .metrics import ImageEval
 from .plot import animate, image_grid
 from .samplers import DPMSolverScheduler
-from .scaling import CheckpointCB, MixedPrecisionCB
+from .scaling import MixedPrecisionCB
 from .tensors import default_device, set_seed, to_cpu
 from .unet import UNet
 

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'THICKNESS', 'SLANT', 'DIGITS', 'ATTRIBUTES', 'TEMPLATES', 'LEAN', 'import_torchvision', 'load_digits',
-           'load_images', 'images_to_tensor', 'TensorLoader', 'Texts', 'DataLoaders', 'colour', 'digit_caption',
-           'slant_of', 'place', 'thin', 'distance_to', 'middle_lines', 'with_pen', 'held_out_pairs', 'Drawings',
-           'CaptionedDigits', 'captioned_digits']
+           'load_images', 'images_to_tensor', 'TensorLoader', 'Texts', 'DataLoaders', 'held_out_split', 'generators_of',
+           'get_rng', 'set_rng', 'rng_kept', 'colour', 'digit_caption', 'slant_of', 'place', 'thin', 'distance_to',
+           'middle_lines', 'with_pen', 'held_out_pairs', 'Drawings', 'CaptionedDigits', 'captioned_digits']
 
-# %% ../nbs/10_data.ipynb #c002
+# %% ../nbs/10_data.ipynb #00000002
 import os
+import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from .plot import to_pil
 from .tensors import default_device
 
-# %% ../nbs/10_data.ipynb #c005
+# %% ../nbs/10_data.ipynb #00000005
 def import_torchvision():
     "Import torchvision, also where its compiled operators can't be loaded (its transforms don't need them)."
     try:
@@ -35,7 +37,7 @@ def import_torchvision():
         import torchvision
     return torchvision
 
-# %% ../nbs/10_data.ipynb #c008
+# %% ../nbs/10_data.ipynb #00000008
 def _as_dataset(pixels, labels, names):
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
@@ -59,7 +61,7 @@ def load_digits(size:int=8 # pixels of a side; other sizes than 8 are enlarged s
     names = [str(i) for i in range(10)]
     return DatasetDict({k: _as_dataset(pixels[i], d.target[i], names) for k, i in zip(('train', 'test'), map(np.sort, split))})
 
-# %% ../nbs/10_data.ipynb #c013
+# %% ../nbs/10_data.ipynb #0000000d
 def _find(name):
     "The local folder that holds `name`, if there is one: itself, or below MINIAI_DATA by its whole or its last name."
     root = os.environ.get('MINIAI_DATA')
@@ -106,7 +108,7 @@ def load_images(name_or_folder:str, # 'digits', a Hub id ('ylecun/mnist', 'zalan
         return dd['train'].train_test_split(test_size=test_size, seed=0)
     return DatasetDict(train=dd['train'], test=dd[held])
 
-# %% ../nbs/10_data.ipynb #c018
+# %% ../nbs/10_data.ipynb #00000012
 def images_to_tensor(images, # a sequence of PIL pictures
                      size:int=None, # resize the shorter side to this and crop the middle square; leave as they are if not given
                      channels:int=None # 1 or 3; 1 where all of them are grey, if not given
@@ -135,7 +137,7 @@ def _square(im, size):
     x0, y0 = (im.width - size)//2, (im.height - size)//2
     return im.crop((x0, y0, x0 + size, y0 + size))
 
-# %% ../nbs/10_data.ipynb #c021
+# %% ../nbs/10_data.ipynb #00000015
 class TensorLoader:
     "Batches cut from tensors that are held whole on one device; shuffled anew in each pass if asked."
     def __init__(self, *tensors, # all with the same first dimension
@@ -184,28 +186,109 @@ def _targets(ds, name, n, device):
     return torch.full((n,), -1, device=device)
 
 class DataLoaders:
-    "A `train` and a `valid` loader, each giving batches `(x, y)`."
-    def __init__(self, train, valid): self.train, self.valid = train, valid
+    """A `train`, a `valid` and a `test` loader, each giving batches `(x, y)`.
+
+    `valid` is cut from the training rows, for every choice; `test` is held out, for reports.
+    Either may be None.
+    """
+    def __init__(self, train, valid=None, test=None):
+        self.train, self.valid, self.test = train, valid, test
 
     @classmethod
-    def from_dataset(cls, dataset_dict, # a `DatasetDict` with `train` and `test` (or `validation`), columns `image` and maybe `label`
-                     batch_size:int=64, size:int=None, channels:int=None, # as for `images_to_tensor`
-                     device=None, # where the pictures are kept; the default device if not given
-                     generator:torch.Generator=None, # for the order of the training pictures
-                     target:str='label' # the column beside the pictures: numbers, or texts such as 'caption'
-                    ):
-        """All pictures in memory. Batches: x float32 `(n, c, h, w)` in [-1, 1]; y int64 `(n,)`, -1 where there are no labels,
-        or a list of strings where the column `target` holds texts."""
-        device = default_device() if device is None else device
-        held = next((k for k in ('test', 'validation', 'valid') if k in dataset_dict), None)
-        if 'train' not in dataset_dict or held is None:
-            raise ValueError(f"expected the splits 'train' and 'test', but found {list(dataset_dict)}")
-        def loader(ds, **kw):
-            x = _pictures(ds, size, channels)
-            return TensorLoader(x.to(device), _targets(ds, target, len(x), device), batch_size=batch_size, **kw)
-        return cls(loader(dataset_dict['train'], shuffle=True, generator=generator), loader(dataset_dict[held]))
+    def from_dataset(cls, dataset_dict, batch_size=64, size=None, channels=None, device=None,
+                     generator=None, target='label', valid_size=0.1):
+        """Returns loaders with all pictures in memory.
 
-# %% ../nbs/10_data.ipynb #c027
+        `dataset_dict` has the splits `train` and `test`, columns `image` and maybe `label`;
+        `size` and `channels` are as for `images_to_tensor`; `device` is where the pictures are
+        kept; `generator` draws the order of the training pictures; `target` is the column beside
+        the pictures. The share `valid_size` of the training rows becomes `valid`, with each class
+        in proportion; 0: `valid` is None.
+
+        Batches: x float32 `(n, c, h, w)` in [-1, 1]; y int64 `(n,)`, -1 where there are no labels,
+        or a list of strings where the column `target` holds texts.
+        """
+        device = default_device() if device is None else device
+        held = held_out_split(dataset_dict)
+        def read(split):
+            x = _pictures(dataset_dict[split], size, channels)
+            return x.to(device), _targets(dataset_dict[split], target, len(x), device)
+        def loader(tensors, **kwargs):
+            return TensorLoader(*tensors, batch_size=batch_size, **kwargs)
+        train, valid = read('train'), None
+        if valid_size:
+            rows = _cut(train[1], valid_size)
+            train, valid = (tuple(_take(t, i) for t in train) for i in rows)
+        return cls(loader(train, shuffle=True, generator=generator),
+                   None if valid is None else loader(valid), loader(read(held)))
+
+    def show_batch(self, n=16):
+        "Draws the first `n` pictures of a training batch, with their labels; changes nothing."
+        from miniai.plot import show_images  # brings matplotlib: only when it's wanted
+        with rng_kept(self):
+            x, y = next(iter(self.train))
+        titles = None if y.ndim > 1 else list(map(str, y[:n].tolist()))
+        return show_images(x[:n], titles=titles)
+
+def held_out_split(dataset_dict) -> str:
+    "Returns the name of the split that is held out. Raises `ValueError` if it or `train` is missing."
+    held = next((k for k in ('test', 'validation', 'valid') if k in dataset_dict), None)
+    if 'train' not in dataset_dict or held is None:
+        raise ValueError(f"expected the splits 'train' and 'test', but found {list(dataset_dict)}")
+    return held
+
+def _cut(y, valid_size):
+    "Rows for training and for validation, each class in proportion where there are labels."
+    from sklearn.model_selection import train_test_split
+    classes = None
+    if isinstance(y, torch.Tensor) and y.ndim == 1 and y.min() >= 0 and y.unique(return_counts=True)[1].min() > 1:
+        classes = y.cpu()
+    rows = train_test_split(np.arange(len(y)), test_size=valid_size, stratify=classes,
+                            random_state=0)
+    return [torch.from_numpy(np.sort(r)) for r in rows]
+
+def _take(t, rows): return t.take(rows) if isinstance(t, Drawings) else t[rows]
+
+# %% ../nbs/10_data.ipynb #00000016
+def generators_of(dls):
+    "Every `torch.Generator` that the loaders draw from, each once."
+    loaders = [getattr(dls, name, None) for name in ('train', 'valid', 'test')]
+    parts = [getattr(dl, name, None) for dl in loaders
+             for name in ('generator', 'sampler', 'batch_sampler', 'dataset')]
+    found = [getattr(o, 'generator', o) for o in parts]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+def get_rng(dls=None) -> dict:
+    "Returns the state of every random generator: Python's, NumPy's, PyTorch's, the loaders'."
+    name, keys, *rest = np.random.get_state()
+    state = dict(python=random.getstate(), torch=torch.get_rng_state(),
+                 numpy=[name, torch.tensor(keys.astype(np.int64)), *rest],
+                 loaders=[g.get_state() for g in generators_of(dls)])
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state_all()
+    return state
+
+def set_rng(state, dls=None):
+    "Puts back what `get_rng` returned."
+    random.setstate(state['python'])
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    for g, s in zip(generators_of(dls), state['loaders']):
+        g.set_state(s)
+    if torch.cuda.is_available() and 'cuda' in state:
+        torch.cuda.set_rng_state_all(state['cuda'][:torch.cuda.device_count()])
+
+@contextmanager
+def rng_kept(dls=None):
+    "Whatever is drawn inside: every random generator is afterwards where it was."
+    state = get_rng(dls)
+    try:
+        yield
+    finally:
+        set_rng(state, dls)
+
+# %% ../nbs/10_data.ipynb #0000001c
 COLOURS = dict(black=(0, 0, 0), white=(255, 255, 255), red=(255, 0, 0), green=(0, 255, 0), blue=(0, 0, 255),
                yellow=(255, 255, 0), magenta=(255, 0, 255), cyan=(0, 255, 255))
 THICKNESS = dict(thin=2., normal=3.5, thick=5.5)     # of the pen, in pixels of a 32x32 picture
@@ -219,7 +302,7 @@ def colour(name:str) -> torch.Tensor: # `(3,)` in [-1, 1]
         raise ValueError(f"unknown colour {name!r}: the named ones are {', '.join(COLOURS)}")
     return torch.tensor(COLOURS[name])/127.5 - 1
 
-# %% ../nbs/10_data.ipynb #c030
+# %% ../nbs/10_data.ipynb #0000001f
 TEMPLATES = ('a {thickness} {ink} {label} on a {paper} background', 'a {thickness} {ink} {label} {slant} on {paper} paper', 'a {ink} {label} on {paper}',
              '{label} in {ink} on {paper}, {thickness} strokes, {slant}', 'a {ink} {label} {slant} on a {paper} background',
              'the digit {label} in {thickness} {ink} strokes on {paper} paper', 'a {ink} {label}', '{paper} background, {thickness} {ink} {label}, {slant}')
@@ -236,7 +319,7 @@ def digit_caption(label:int, ink:str, paper:str, thickness:str='normal', slant:s
         raise ValueError(f"label is {label!r}, expected a digit from 0 to 9")
     return TEMPLATES[template].format(label=DIGITS[label], ink=ink, paper=paper, thickness=thickness, slant=LEAN[slant])
 
-# %% ../nbs/10_data.ipynb #c033
+# %% ../nbs/10_data.ipynb #00000022
 def slant_of(m:torch.Tensor # how much ink there is, `(n, h, w)`, 0 and more
             ) -> torch.Tensor: # `(n,)`; 0 is upright, positive leans right
     "Slant by second moments: how far the top leans to the right, as a share of the height."
@@ -264,7 +347,7 @@ def place(g:torch.Tensor, # how much ink there is, `(n, h, w)` in [0, 1]
     where = torch.stack([xs*2/w, ys.expand_as(xs)*2/h], -1)
     return F.grid_sample(g[:, None], where, mode='bicubic', align_corners=False)[:, 0].clamp(min=0)
 
-# %% ../nbs/10_data.ipynb #c036
+# %% ../nbs/10_data.ipynb #00000025
 def _thinning_tables():
     "For each of the 256 neighbourhoods (bit 0 is north, then clockwise): may the pixel go, in the first and in the second half step?"
     b = np.arange(256)[:, None] >> np.arange(8) & 1
@@ -307,7 +390,7 @@ def distance_to(b:torch.Tensor, # `(n, h, w)`, 1 where the lines are
         d = out
     return d.sqrt()
 
-# %% ../nbs/10_data.ipynb #c038
+# %% ../nbs/10_data.ipynb #00000027
 def _blur(x, sigma):
     "A Gaussian blur of `(n, k, k)`, rows and columns by a matrix product each."
     i = torch.arange(x.shape[1])
@@ -335,7 +418,7 @@ def with_pen(lines:torch.Tensor, # `(n, 2*size, 2*size)`, as from `middle_lines`
         return (F.avg_pool2d((r + 0.5 - distance_to(lines, int(r.max()) + 2)).clamp(0, 1), 2)*255).round().byte()
     return torch.cat([draw(*o) for o in zip(lines.split(batch_size), width.split(batch_size))])
 
-# %% ../nbs/10_data.ipynb #c041
+# %% ../nbs/10_data.ipynb #0000002a
 def held_out_pairs():
     "The combinations that training never shows: 8 pairs `(ink, paper)` and 10 pairs `(label, ink)`."
     names = list(COLOURS)
@@ -351,7 +434,7 @@ def _combinations(held_out):
         return np.stack([every]*10), None
     return [np.stack([every[h == k] for h in held]) for k in (False, True)]
 
-# %% ../nbs/10_data.ipynb #c044
+# %% ../nbs/10_data.ipynb #0000002d
 class Drawings:
     "Looks like a float tensor `(n, 3, size, size)` in [-1, 1] that's held whole; in truth each picture is drawn when it's indexed."
     def __init__(self, shapes, which, ink, paper): # `(m, size, size)` uint8; `(n,)` each: numbers of shapes and of colours
@@ -362,6 +445,7 @@ class Drawings:
     def shape(self): return torch.Size((len(self), 3, *self.shapes.shape[1:]))
     @property
     def device(self): return self.shapes.device
+    def take(self, rows): return Drawings(self.shapes, *(t[rows] for t in (self.which, self.ink, self.paper)))
     def to(self, device): return Drawings(*(t.to(device) for t in (self.shapes, self.which, self.ink, self.paper)))
 
     def __getitem__(self, i):

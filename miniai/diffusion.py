@@ -14,16 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from miniai.learner import (
-    EMACB,
-    Callback,
-    DeviceCB,
-    GradClipCB,
-    Learner,
-    MetricsCB,
-    ScheduleCB,
-    modes_kept,
-)
+from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
+from .learner import Callback, DeviceCB, Learner, modes_kept
 from .schedulers import randn
 from .tensors import default_device
 

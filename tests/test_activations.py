@@ -20,8 +20,9 @@ from miniai.activations import (
     kaiming_normal,
     lsuv,
 )
+from miniai.callbacks import EMACB
 from miniai.data import DataLoaders, TensorLoader
-from miniai.learner import EMACB, EVENTS, Callback, CancelFit, Learner
+from miniai.learner import EVENTS, Callback, CancelFit, Learner
 
 quick = settings(deadline=None, derandomize=True, max_examples=100)
 

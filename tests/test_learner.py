@@ -14,26 +14,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from miniai import learner as L
+from miniai.callbacks import (
+    EMACB,
+    GradClipCB,
+    MetricsCB,
+    NaNStopCB,
+    ProgressCB,
+    ScheduleCB,
+    TimeBudgetCB,
+    accuracy,
+)
+from miniai.checkpoint import load_state, save_state
 from miniai.data import DataLoaders, TensorLoader
 from miniai.learner import (
-    EMACB,
     EVENTS,
     Callback,
     CancelBatch,
     CancelEpoch,
     CancelFit,
     DeviceCB,
-    GradClipCB,
     Learner,
-    MetricsCB,
-    NaNStopCB,
-    ProgressCB,
-    ScheduleCB,
-    TimeBudgetCB,
     TrainCB,
-    accuracy,
-    load_state,
-    save_state,
 )
 from miniai.tensors import set_seed
 

@@ -17,33 +17,28 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as S
 
-from miniai.data import DataLoaders, TensorLoader
-from miniai.learner import (
+from miniai.callbacks import (
     EMACB,
-    EVENTS,
-    Callback,
-    CancelFit,
-    DeviceCB,
     GradClipCB,
-    Learner,
     MetricsCB,
+    RecorderCB,
     ScheduleCB,
+    SchedulerCB,
     accuracy,
-    load_state,
+    lr_find,
+    overfit_one_batch,
 )
+from miniai.checkpoint import CheckpointCB, load_state
+from miniai.data import DataLoaders, TensorLoader
+from miniai.learner import EVENTS, Callback, CancelFit, DeviceCB, Learner
 from miniai.scaling import (
     AccelerateCB,
     AccumulateCB,
-    CheckpointCB,
     MixedPrecisionCB,
     MomentumCB,
-    RecorderCB,
-    SchedulerCB,
     _Shard,
     cosine,
-    lr_find,
     one_cycle,
-    overfit_one_batch,
     smoothed,
 )
 from miniai.tensors import set_seed

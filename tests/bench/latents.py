@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from miniai.autoencoder import VAE, RandomBatches, encode_all
+from miniai.callbacks import TimeBudgetCB
 from miniai.captions import ink_map, train_judge
 from miniai.data import DataLoaders, captioned_digits
 from miniai.diffusion import diffusion_learner, sample
-from miniai.learner import TimeBudgetCB
 from miniai.metrics import ImageEval
 from miniai.schedulers import DDPMScheduler
 from miniai.tensors import set_seed

@@ -28,8 +28,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from miniai.callbacks import MetricsCB, ProgressCB, ScheduleCB, warmup_cosine
 from miniai.data import DataLoaders, TensorLoader
-from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB, ScheduleCB, warmup_cosine
+from miniai.learner import DeviceCB, Learner
 
 
 def tiny():

@@ -19,8 +19,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+from miniai.callbacks import warmup_cosine
 from miniai.data import import_torchvision
-from miniai.learner import warmup_cosine
 
 import_torchvision()  # two peers import torchvision, whose compiled half is missing on some machines
 

@@ -14,10 +14,10 @@ import time
 import torch
 
 from miniai.autoguidance import WeakerSelfCB
+from miniai.callbacks import TimeBudgetCB
 from miniai.cli import guided, make_eval, recipe
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.diffusion import diffusion_learner, sample
-from miniai.learner import TimeBudgetCB
 from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
