@@ -32,7 +32,7 @@ from miniai.autoencoder import (
     fast_bf16,
     psnr,
 )
-from .autoguidance import AutoGuidance, WeakerSelfCB
+from .guidance import AutoGuidance, GuideModelCB
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB
 from .captions import train_judge
 from .checkpoint import CheckpointCB
@@ -150,7 +150,7 @@ def demo(seconds:float=60., # of training
 
     scheduler, nan = DPMSolverScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing'), NaNStopCB()
     learn = diffusion_learner(model, dls, scheduler, cbs=[ProgressCB(plot=False), nan], device=device, **suited['learner'])
-    weaker = WeakerSelfCB(learn.ema)
+    weaker = GuideModelCB(learn.ema)
     print(f"then {sum(p.numel() for p in model.parameters()):,} parameters learn to see noise, for {seconds:g} seconds ({device}):", flush=True)
     start = time.perf_counter()
     try:

@@ -21,8 +21,7 @@ class MomentumScheduler(EulerScheduler):
                  timestep_spacing='linspace', steps_offset=0, final_sigmas_type='zero',
                  momentum=0.5):
         if not -1 < momentum < 1:
-            raise ValueError(f"momentum is {momentum!r}, expected a number between -1 and 1, both "
-                             "excluded")
+            raise ValueError(f"momentum is {momentum!r}, expected more than -1 and less than 1")
         SigmaScheduler.__init__(self, **_settings(locals()))
 
     def _move(self, sample, slope, jump, i):
@@ -42,8 +41,7 @@ class AdamScheduler(EulerScheduler):
                  timestep_spacing='linspace', steps_offset=0, final_sigmas_type='zero',
                  betas=(0., 0.9), per_pixel=False, eps=1e-8):
         if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"betas are {betas!r}, expected two numbers, from -1 to 1 and from 0 "
-                             "to 1")
+            raise ValueError(f"betas are {betas!r}, expected two, from -1 to 1 and from 0 to 1")
         betas = tuple(betas)
         SigmaScheduler.__init__(self, **_settings(locals()))
 
@@ -67,6 +65,5 @@ def power_times(n, power=0.6, num_train_timesteps=1000) -> list:
     smaller. Raises `ValueError` where two times fall together."""
     ts = [round(num_train_timesteps*(1 - i/n)**power) - 1 for i in range(n)]
     if len(set(ts)) < n or ts[-1] < 0:
-        raise ValueError(f"{n} times of {num_train_timesteps} at power {power} fall together: take "
-                         "fewer, or a power nearer to 1")
+        raise ValueError(f"{n} times at power {power} fall together: take fewer, or power 1")
     return ts

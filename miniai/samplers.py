@@ -21,8 +21,7 @@ def _settings(values):
 
 def _check_eta(eta):
     if not (isinstance(eta, (int, float)) and 0 <= eta <= 1):
-        raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (as much "
-                         "as DDPM)")
+        raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (DDPM)")
 
 class DDIMScheduler(Scheduler):
     """Sampling without fresh noise, or with a share `eta` of it (Song, Meng & Ermon 2021, eq. 12).
@@ -32,10 +31,10 @@ class DDIMScheduler(Scheduler):
     is 'leading' or 'trailing'. All else is as for `Scheduler`."""
     def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
                  beta_schedule='linear', clip_sample=True, set_alpha_to_one=True, steps_offset=0,
-                 prediction_type='epsilon', clip_sample_range=1., timestep_spacing='leading', eta=0.):
-        if timestep_spacing == 'linspace':
-            raise ValueError("DDIMScheduler has no timestep_spacing 'linspace' (in diffusers' it "
-                             "jumps to other times than it visits): expected 'leading' or 'trailing'")
+                 prediction_type='epsilon', clip_sample_range=1., timestep_spacing='leading',
+                 eta=0.):
+        if timestep_spacing == 'linspace':     # diffusers' jumps to other times than it visits
+            raise ValueError("DDIMScheduler has no 'linspace': expected 'leading' or 'trailing'")
         _check_eta(eta)
         super().__init__(**_settings(locals()))
 
@@ -67,7 +66,7 @@ class DDIMScheduler(Scheduler):
         `eta`: instead of the one this scheduler was made with; `use_clipped_model_output`: work out
         the noise anew from the clipped guess; `generator`: one, or one for each picture."""
         i, eta = self._find(timestep), self.config['eta'] if eta is None else eta
-        key = (eta, bool(use_clipped_model_output))
+        key = (eta, use_clipped_model_output)
         if key not in self._tables:
             _check_eta(eta)
             self._tables[key] = self._table(*key)
@@ -97,8 +96,7 @@ class SigmaScheduler(Scheduler):
     def __init__(self, **config):
         final = config.get('final_sigmas_type', 'zero')
         if final not in ('zero', 'sigma_min'):
-            raise ValueError(f"unknown final_sigmas_type {final!r}: expected 'zero' (the clean "
-                             "picture) or 'sigma_min' (the noise of time 0)")
+            raise ValueError(f"unknown final_sigmas_type {final!r}: expected 'zero' or 'sigma_min'")
         super().__init__(**dict(clip_sample=False) | config)
         acp = self.alphas_cumprod
         self._all_sigmas = ((1 - acp)/acp).sqrt().numpy()
@@ -106,8 +104,7 @@ class SigmaScheduler(Scheduler):
 
     def _given(self, times):
         if self.config.get('use_karras_sigmas'):
-            raise ValueError("a list of timesteps and use_karras_sigmas=True are two different "
-                             "choices of times: give one")
+            raise ValueError("give a list of timesteps or use_karras_sigmas=True, not both")
         return super()._given(times)
 
     def _sigmas(self, ts): return np.interp(ts, np.arange(len(self)), self._all_sigmas)
@@ -121,10 +118,7 @@ class SigmaScheduler(Scheduler):
 
     def _times_of(self, sigmas):
         "The times, fractions too, of these levels: between whole ones, in proportion to the log."
-        logs, x = np.log(self._all_sigmas), np.log(np.maximum(sigmas, 1e-10))
-        low = np.clip(np.searchsorted(logs, x, side='right') - 1, 0, len(logs) - 2)
-        w = np.clip((logs[low] - x)/(logs[low] - logs[low + 1]), 0, 1)
-        return (1 - w)*low + w*(low + 1)
+        return np.interp(np.log(sigmas), np.log(self._all_sigmas), np.arange(len(self)))
 
     def _guesses(self, s, scale=1.):
         "How much of the sample, which holds x_0 times `scale`, and of the answer make up x_0."
@@ -197,8 +191,7 @@ class EulerScheduler(SigmaScheduler):
         "x_0 plus noise of the level at each time `(n,)`: what `step` starts from."
         ts = timesteps.tolist()
         if min(ts) < 0 or max(ts) > len(self) - 1:
-            raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {min(ts)} to "
-                             f"{max(ts)}")
+            raise ValueError(f"times must be from 0 to {len(self) - 1}, but are {ts}")
         known = dict(zip(self._times or [], self.sigmas.tolist()))
         sigmas = noise.new_tensor([known.get(t, float(self._sigmas(t))) for t in ts])
         return original_samples + noise*sigmas.view(-1, *[1]*(noise.ndim - 1))
@@ -216,8 +209,8 @@ class EulerAncestralScheduler(EulerScheduler):
                  beta_schedule='linear', prediction_type='epsilon', timestep_spacing='linspace',
                  steps_offset=0):
         if prediction_type == 'sample':
-            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample' (nor has "
-                             "diffusers'): expected 'epsilon' or 'v_prediction'")
+            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample', nor has "
+                             "diffusers': expected 'epsilon' or 'v_prediction'")
         SigmaScheduler.__init__(self, **_settings(locals()))
 
     def _plan(self, ts, s):
@@ -273,7 +266,7 @@ class DPMSolverScheduler(SigmaScheduler):
         T, how = len(self), self.config.timestep_spacing
         if how == 'trailing':
             return super()._spaced(n)
-        if how == 'linspace':                            # one more, and not the last: that is the end
+        if how == 'linspace':                    # one more, and not the last: that is the end
             return np.linspace(0, T - 1, n + 1).round()[:0:-1].astype(np.int64)
         if T//(n + 1) == 0:
             raise ValueError(f"'leading' has no room for {n} of {T} steps: {T - 1} at most")
@@ -291,29 +284,21 @@ class DPMSolverScheduler(SigmaScheduler):
         left = 1/np.sqrt(s**2 + 1)                       # how much of the picture, at each level
         self._to_x0 = self._guesses(s[:-1], left[:-1])
         self._keep = (s[1:]*left[1:]/(s*left)[:-1]).tolist()
-        self._weights = [[self._mix(s[:i + 2], order) for order in range(1, most + 1)]
-                         for i, most in enumerate(self._orders(len(ts), ends_clean=s[-1] == 0))]
+        n, order = len(ts), self.config.solver_order
+        early_end = self.config.lower_order_final and n < 15
+        most = [min(order, i + 1, n - i if early_end else order) for i in range(n)]
+        if s[-1] == 0:
+            most[-1] = 1
+        self._weights = [[self._mix(s[:i + 2], k + 1) for k in range(m)] for i, m in enumerate(most)]
         self._past = []
         return ts
 
-    def _orders(self, n, ends_clean):
-        "How many guesses each of `n` steps may look at."
-        most = [min(self.config.solver_order, i + 1) for i in range(n)]
-        early_end = self.config.lower_order_final and n < 15
-        if early_end or ends_clean:
-            most[-1] = 1
-        if early_end and n > 1:
-            most[-2] = min(most[-2], 2)
-        return most
-
     def _guess(self, pair, model_output, sample):
-        x0, most = super()._guess(pair, model_output, sample), self.config.sample_max_value
+        x0 = super()._guess(pair, model_output, sample)
         if not self.config.thresholding:
             return x0
-        if most == 1:
-            return x0.clamp(-1, 1)
         limit = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, 1)
-        limit = limit.clamp(1, most).view(-1, *[1]*(x0.ndim - 1))
+        limit = limit.clamp(1, self.config.sample_max_value).view(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-limit, limit)/limit
 
     def _mix(self, s, order):
@@ -340,7 +325,7 @@ class DPMSolverScheduler(SigmaScheduler):
         Nothing in it is random: `generator` is not used."""
         i = self._find(timestep)
         x0 = self._guess(self._to_x0[i], model_output, sample)
-        past = [] if i != self._i or i == 0 else self._past      # guesses of another run don't count
+        past = [] if i != self._i or i == 0 else self._past      # another run's don't count
         self._past = [x0, *past][:self.config.solver_order]
         x = sample*self._keep[i]
         order = min(len(self._past), len(self._weights[i]))

@@ -11,16 +11,14 @@ import torch
 
 from miniai.data import import_torchvision
 from miniai.diffusion import sample
+from miniai.momentum import AdamScheduler, MomentumScheduler, power_times
 from miniai.samplers import (
-    AdamScheduler,
     DDIMScheduler,
     DPMSolverScheduler,
     EulerAncestralScheduler,
     EulerScheduler,
     HeunScheduler,
-    MomentumScheduler,
     karras_sigmas,
-    power_times,
 )
 from miniai.schedulers import DDPMScheduler
 
@@ -44,8 +42,6 @@ OURS = [
     EulerAncestralScheduler,
     HeunScheduler,
     DPMSolverScheduler,
-    MomentumScheduler,
-    AdamScheduler,
 ]
 
 
@@ -68,7 +64,7 @@ def trajectory(s, n=20, times=None, **step):
     gen = torch.Generator().manual_seed(0)
     if not isinstance(s, diffusers.HeunDiscreteScheduler):
         step = dict(step, generator=gen)
-    x, states, guesses = torch.randn(2, 1, 4, 4, generator=gen) * s.init_noise_sigma, [], []
+    x, states, guesses = torch.randn(2, 1, 4, 4, generator=gen).double() * s.init_noise_sigma, [], []
     for t in s.timesteps:
         out = s.step(model(s.scale_model_input(x, t), t), t, x, **step)
         x = out.prev_sample
