@@ -25,7 +25,7 @@ class _Guided(nn.Module):
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
         self.model, self.scale, self.interval = model, scale, interval
-        self.training = getattr(model, 'training', False)      # wrapping leaves the model in its mode
+        self.training = getattr(model, 'training', False)    # wrapping leaves the model in its mode
 
     def _guided_at(self, t):
         "Which of the times `(n,)` are within the interval; all where it's None."
@@ -102,7 +102,7 @@ def _context(c, num_classes, name):
     if c.dtype.is_floating_point or c.dtype == torch.bool:
         raise TypeError(f"{name} must be whole numbers, the classes, but is {c.dtype}")
     if c.ndim > 1:
-        raise ValueError(f"{name} must be one class or one each, (n,), but has shape {tuple(c.shape)}")
+        raise ValueError(f"{name} must be one class or one each, but has shape {tuple(c.shape)}")
     if c.numel() == 0 or c.min() < 0 or c.max() > num_classes:
         raise ValueError(f"{name} must hold classes from 0 to {num_classes - 1}, or {num_classes} "
                          f"for none, but is {c.tolist()}")

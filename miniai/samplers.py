@@ -289,7 +289,8 @@ class DPMSolverScheduler(SigmaScheduler):
         most = [min(order, i + 1, n - i if early_end else order) for i in range(n)]
         if s[-1] == 0:
             most[-1] = 1
-        self._weights = [[self._mix(s[:i + 2], k + 1) for k in range(m)] for i, m in enumerate(most)]
+        self._weights = [[self._mix(s[:i + 2], k + 1) for k in range(m)]
+                         for i, m in enumerate(most)]
         self._past = []
         return ts
 
