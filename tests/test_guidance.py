@@ -426,7 +426,7 @@ AUTO = [
     (lambda a, b: AutoGuidance(a, None), TypeError, 'not a UNet and a NoneType'),
     (lambda a, b: AutoGuidance(a, b, math.inf), ValueError, 'finite'),
     (lambda a, b: AutoGuidance(a, b, interval=(500, 100)), ValueError, 'interval'),
-    (lambda a, b: AutoGuidance(a, lambda x, t: x[:, :2])(X0, X0[0, 0, 0]), ValueError, 'answers'),
+    (lambda a, b: AutoGuidance(a, lambda x, t: x[..., :4])(X0, X0[0, 0, 0]), ValueError, 'answers'),
     (lambda a, b: GuideModelCB(None, at=1.5), ValueError, 'between 0 and 1'),
     (lambda a, b: GuideModelCB(None, at=0), ValueError, 'between 0 and 1'),
 ]

@@ -2,12 +2,12 @@
 
     python tests/bench/loop_overhead.py --batch 64 360 --repeats 15
 
-Times are CPU seconds of this process with one thread. A U-Net call's seconds differ by a tenth from
-run to run, so the calls are timed where they happen, inside `sample`: what is left of its seconds is
-the overhead. `loop` is `sample` with a scheduler that does nothing, `sample` is with DDPM; medians.
-Steps, ours and diffusers', take turns. `noise` is what drawing the noise of a step costs by itself:
-the same numbers must be drawn in both libraries, so no step that needs them can cost less, and
-`besides` compares what both do besides.
+Times are CPU seconds of this process with one thread. A U-Net call's seconds differ by a tenth
+from run to run, so the calls are timed where they happen, inside `sample`: what is left of its
+seconds is the overhead. `loop` is `sample` with a scheduler that does nothing, `sample` is with
+DDPM; medians. Steps, ours and diffusers', take turns. `noise` is what drawing the noise of a step
+costs by itself: the same numbers must be drawn in both libraries, so no step that needs them can
+cost less, and `besides` compares what both do besides.
 Goals: `sample` at most 3% over the bare calls; a step at most a third of diffusers' own.
 """
 

@@ -1,11 +1,12 @@
-"""Quality against calls of the network: every sampler, ours and diffusers', on one model in one run.
+"""Quality against calls of the network: every sampler, ours and diffusers', on one model.
 
     OMP_NUM_THREADS=1 python tests/bench/samplers.py
 
-Trains the 8x8 model (or takes a saved one, --model), then draws --n pictures with each sampler from
-the same noise. FID is of all of them against the training rows, through the classifier of lesson 15,
-as `time_to_quality.py` has it, and the mean over --seeds. The line to beat is ancestral sampling with
-1000 calls. Seconds are processor seconds, which other work on the machine hardly changes.
+Trains the 8x8 model (or takes a saved one, --model), then draws --n pictures with each sampler
+from the same noise. FID is of all of them against the training rows, through the classifier of
+lesson 15, as `time_to_quality.py` has it, and the mean over --seeds. The line to beat is
+ancestral sampling with 1000 calls. Seconds are processor seconds, which other work on the machine
+hardly changes.
 """
 
 import argparse
@@ -15,10 +16,10 @@ import warnings
 import diffusers
 import torch
 
-from miniai.cli import make_eval
+from miniai.classifier import train_classifier
 from miniai.data import DataLoaders, load_digits
 from miniai.diffusion import diffusion_learner, sample
-from miniai.metrics import fid
+from miniai.metrics import ImageEval, fid
 from miniai.momentum import MomentumScheduler, power_times
 from miniai.samplers import (
     DDIMScheduler,
@@ -99,9 +100,10 @@ def main():
     warnings.filterwarnings('ignore')
 
     set_seed(42)
-    ds = load_digits()
-    dls = DataLoaders.from_dataset(ds, batch_size=64, device='cpu', valid_size=0)
-    ev = make_eval(dls, ds, 'cpu')
+    dls = DataLoaders.from_dataset(load_digits(), batch_size=64, device='cpu', valid_size=0)
+    train, held_out = dls.train.tensors[0], dls.test.tensors[0]
+    judge = train_classifier(dls, device='cpu').model.eval()
+    ev = ImageEval(judge.features, train, held_out, 'our digit classifier, 64 features')
     start = time.process_time()
     if args.model:
         model = UNet.from_pretrained(args.model)
@@ -114,7 +116,8 @@ def main():
     print(
         f"{size:,} parameters, {took:.0f} s of training; {args.n} pictures per figure, "
         f"seeds {args.seeds}; judge: {ev.name}\n"
-        f"real against real, {len(ev.held_out)} at a time: {ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f}",
+        f"real against real, {len(ev.held_out)} at a time: "
+        f"{ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f}",
         flush=True,
     )
 

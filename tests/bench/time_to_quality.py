@@ -17,6 +17,7 @@ from miniai.callbacks import TimeBudgetCB
 from miniai.cli import guided, make_eval, recipe
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.diffusion import diffusion_learner, sample
+from miniai.guidance import GuideModelCB
 from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
