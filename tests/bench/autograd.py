@@ -2,8 +2,8 @@
 
     python tests/bench/autograd.py --sides 8 28 64 --repeats 5
 
-The loss is the cross-entropy of squared distances to ten random pictures. Prints calls, seconds (best
-of `repeats`; finite differences once) and their ratios. The gradients are compared before the times.
+The loss is the cross-entropy of squared distances to ten random pictures. Prints calls, seconds
+(best of `repeats`; finite differences once) and their ratios, after comparing the gradients.
 """
 
 import argparse
