@@ -157,11 +157,11 @@ def test_random_graphs_equal_finite_differences(case):
     ours = [Tensor(a, requires_grad=True) for a in arrays]
     run(program, ours, OurOps)[1].backward()
     for k, a in enumerate(arrays):
-        nudged = finite_difference(
+        measured = finite_difference(
             lambda v: run(program, [v if i == k else b for i, b in enumerate(arrays)], NumpyOps)[1],
             a,
         )
-        np.testing.assert_allclose(ours[k].grad, nudged, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours[k].grad, measured, rtol=1e-4, atol=1e-5)
 
 
 def test_random_graphs_reach_every_operation():
@@ -291,7 +291,7 @@ def test_a_chain_longer_than_pythons_stack():
 
 
 def test_doubling_graph_is_walked_once_per_tensor():
-    "y = y + y fifty times has 2**50 roads; walking each would take for ever."
+    "y = y + y fifty times has 2**50 paths; following each would take for ever."
     x = Tensor(1.0, requires_grad=True)
     y = x
     for _ in range(50):
