@@ -32,13 +32,13 @@ from miniai.autoencoder import (
     fast_bf16,
     psnr,
 )
-from .guidance import AutoGuidance, GuideModelCB
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB
 from .captions import train_judge
 from .checkpoint import CheckpointCB
 from .classifier import train_classifier
 from .data import DataLoaders, captioned_digits, load_images
 from .diffusion import diffusion_learner, sample
+from .guidance import AutoGuidance, GuideModelCB
 from .learner import Callback
 from .metrics import ImageEval
 from .plot import animate, image_grid

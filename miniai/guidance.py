@@ -15,7 +15,7 @@ from torch import nn
 
 from .learner import Callback
 
-# %% ../nbs/27_guidance.ipynb #00000025
+# %% ../nbs/27_guidance.ipynb #00000027
 class _Guided(nn.Module):
     "What both kinds of guidance share: a model, a scale, and an interval of times."
     def __init__(self, model, scale, interval):
@@ -79,7 +79,7 @@ def rescale_guided(guided, cond, amount) -> torch.Tensor:
     def std(o): return o.flatten(1).std(1).view(-1, *[1]*(o.ndim - 1))
     return guided*(amount*std(cond)/std(guided).clamp(min=1e-12) + 1 - amount)
 
-# %% ../nbs/27_guidance.ipynb #00000026
+# %% ../nbs/27_guidance.ipynb #00000028
 def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind."
     if not callable(model):
@@ -117,7 +117,7 @@ def _for_each(c, x, name):
         raise ValueError(f"{name} is for {len(c)} pictures, but there are {len(x)}: give one each")
     return c
 
-# %% ../nbs/27_guidance.ipynb #00000027
+# %% ../nbs/27_guidance.ipynb #00000029
 class AutoGuidance(_Guided):
     """A model `(x, t)` that keeps away from the mistakes of a worse one, its guide model.
 
