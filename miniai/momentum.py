@@ -8,7 +8,8 @@ __all__ = ['MomentumScheduler', 'AdamScheduler', 'power_times']
 # %% ../nbs/26_momentum.ipynb #00000002
 import torch
 
-from .samplers import EulerScheduler, SigmaScheduler, _settings
+from .samplers import EulerScheduler, SigmaScheduler
+from .schedulers import settings
 
 # %% ../nbs/26_momentum.ipynb #0000000a
 class MomentumScheduler(EulerScheduler):
@@ -22,7 +23,7 @@ class MomentumScheduler(EulerScheduler):
                  momentum=0.5):
         if not -1 < momentum < 1:
             raise ValueError(f"momentum is {momentum!r}, expected more than -1 and less than 1")
-        SigmaScheduler.__init__(self, **_settings(locals()))
+        SigmaScheduler.__init__(self, **settings(locals()))
 
     def _move(self, sample, slope, jump, i):
         new = i == 0 or i != self._i                             # another run: forget the old one
@@ -43,7 +44,7 @@ class AdamScheduler(EulerScheduler):
         if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1):
             raise ValueError(f"betas are {betas!r}, expected two, from -1 to 1 and from 0 to 1")
         betas = tuple(betas)
-        SigmaScheduler.__init__(self, **_settings(locals()))
+        SigmaScheduler.__init__(self, **settings(locals()))
 
     def _move(self, sample, slope, jump, i):
         (b1, b2), square = self.config.betas, slope.square()

@@ -12,13 +12,9 @@ import math
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, SchedulerOutput, randn
+from .schedulers import Scheduler, SchedulerOutput, randn, settings
 
 # %% ../nbs/25_samplers.ipynb #00000013
-def _settings(values):
-    "A constructor's own arguments by name, from its `locals()`."
-    return {k: v for k, v in values.items() if k not in ('self', '__class__')}
-
 def _check_eta(eta):
     if not (isinstance(eta, (int, float)) and 0 <= eta <= 1):
         raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (DDPM)")
@@ -36,7 +32,7 @@ class DDIMScheduler(Scheduler):
         if timestep_spacing == 'linspace':     # diffusers' jumps to other times than it visits
             raise ValueError("DDIMScheduler has no 'linspace': expected 'leading' or 'trailing'")
         _check_eta(eta)
-        super().__init__(**_settings(locals()))
+        super().__init__(**settings(locals()))
 
     def _prepare(self, ts):
         self._ts, self._tables = ts, {}
@@ -137,7 +133,7 @@ class EulerScheduler(SigmaScheduler):
     def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
                  beta_schedule='linear', prediction_type='epsilon', use_karras_sigmas=False,
                  timestep_spacing='linspace', steps_offset=0, final_sigmas_type='zero'):
-        super().__init__(**_settings(locals()))
+        super().__init__(**settings(locals()))
 
     @property
     def init_noise_sigma(self):
@@ -211,7 +207,7 @@ class EulerAncestralScheduler(EulerScheduler):
         if prediction_type == 'sample':
             raise ValueError("EulerAncestralScheduler has no prediction_type 'sample', nor has "
                              "diffusers': expected 'epsilon' or 'v_prediction'")
-        SigmaScheduler.__init__(self, **_settings(locals()))
+        SigmaScheduler.__init__(self, **settings(locals()))
 
     def _plan(self, ts, s):
         up = np.sqrt(s[1:]**2*(s[:-1]**2 - s[1:]**2)/s[:-1]**2)
@@ -227,7 +223,7 @@ class HeunScheduler(EulerScheduler):
                  beta_schedule='linear', prediction_type='epsilon', use_karras_sigmas=False,
                  clip_sample=False, clip_sample_range=1., timestep_spacing='linspace',
                  steps_offset=0):
-        SigmaScheduler.__init__(self, **_settings(locals()))
+        SigmaScheduler.__init__(self, **settings(locals()))
 
     def _plan(self, ts, s):
         jumps = np.repeat(np.diff(s), 2)[:-1]
@@ -260,7 +256,7 @@ class DPMSolverScheduler(SigmaScheduler):
             raise ValueError(f"solver_order is {solver_order!r}, expected 1, 2 or 3")
         if sample_max_value < 1:
             raise ValueError(f"sample_max_value is {sample_max_value}, expected 1 or more")
-        super().__init__(**_settings(locals()))
+        super().__init__(**settings(locals()))
 
     def _spaced(self, n):
         T, how = len(self), self.config.timestep_spacing
