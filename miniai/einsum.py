@@ -140,12 +140,10 @@ def einsum(spec:str, *operands:torch.Tensor) -> torch.Tensor:
     Gradients flow. Raises `ValueError` for a spec that doesn't fit, `TypeError` for what's no
     tensor and for dtypes that don't multiply."""
     if not isinstance(spec, str):
-        raise TypeError("einsum's first argument is a spec such as 'ik,kj->ij', "
-                        f"not a {type(spec).__name__}")
+        raise TypeError(f"einsum takes a spec such as 'ik,kj->ij', not a {type(spec).__name__}")
     for k, x in enumerate(operands):
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"einsum {spec!r}: operand {k} is a {type(x).__name__}, "
-                            "not a torch.Tensor")
+            raise TypeError(f"einsum {spec!r}: operand {k} is a {type(x).__name__}, no tensor")
     terms, out = parse_spec(spec, *(x.ndim for x in operands))
     sizes = _sizes(terms, operands, spec)
     if len(terms) > 1:                                 # a sum over one number is none

@@ -67,8 +67,7 @@ def _numba(module):
     try:
         return import_module(module)
     except ImportError as e:
-        raise ImportError("this compiles with numba, which isn't installed: "
-                          "pip install numba") from e
+        raise ImportError("numba, which compiles this, is missing: pip install numba") from e
 
 @lru_cache
 def _compiled(): return _numba('numba').njit(_fill)
@@ -83,8 +82,10 @@ def matmul_numba(a, b) -> torch.Tensor:
 def _cell(a, b, c):
     i, j = cuda.grid(2)  # noqa: F821 (see `_kernel`)
     if i < c.shape[0] and j < c.shape[1]:
+        total = c[i, j]                                # kept beside the processor, not in c
         for k in range(b.shape[0]):
-            c[i, j] += a[i, k]*b[k, j]
+            total += a[i, k]*b[k, j]
+        c[i, j] = total
 
 @lru_cache
 def _kernel():
@@ -101,6 +102,6 @@ def matmul_cuda(a, b, block:int=16) -> torch.Tensor:
     c = _zeros(a, b)
     if c.numel():
         arrays = [x.detach() if x.is_cuda else x.detach().contiguous().numpy() for x in (a, b, c)]
-        blocks = [-(-n//block) for n in c.shape]
+        blocks = tuple(-(-n//block) for n in c.shape)    # rounded up
         _kernel()[blocks, (block, block)](*arrays)
     return c
