@@ -65,6 +65,7 @@ def _sizes(terms, operands, spec) -> dict:
                                  f"{source[c]} but {n} in operand {k}")
     return sizes
 
+# %% ../nbs/03_einsum.ipynb #00000029
 def _tidy(x, term, sizes, spec) -> tuple:
     "`x` and `term` with one axis for each label, those of another size than in `sizes` dropped."
     for c in term:
@@ -77,7 +78,7 @@ def _tidy(x, term, sizes, spec) -> tuple:
     thin = [i for i, c in enumerate(term) if x.shape[i] != sizes.get(c)]
     return x.squeeze(thin), ''.join(c for i, c in enumerate(term) if i not in thin)
 
-# %% ../nbs/03_einsum.ipynb #0000002a
+# %% ../nbs/03_einsum.ipynb #0000002b
 def _sum_out(x, term, keep) -> tuple:
     "Sum `x` over the axes whose labels aren't in `keep`."
     axes = [i for i, c in enumerate(term) if c not in keep]
@@ -88,6 +89,7 @@ def _lay(x, term, order):
     x = x.permute([term.index(c) for c in order if c in term])
     return x[tuple(slice(None) if c in term else None for c in order)]
 
+# %% ../nbs/03_einsum.ipynb #0000002c
 def _contract(a, ta, b, tb, keep) -> tuple:
     "`a` times `b`, with labels `ta` and `tb`, summed over those they share that aren't in `keep`."
     batch = ''.join(c for c in ta if c in tb and c in keep)
@@ -104,7 +106,7 @@ def _contract(a, ta, b, tb, keep) -> tuple:
     b = _lay(b, tb, batch + inner + right).reshape(nb, ni, nr).to(dtype)
     return torch.bmm(a, b).reshape([sizes[c] for c in out]), out
 
-# %% ../nbs/03_einsum.ipynb #0000002c
+# %% ../nbs/03_einsum.ipynb #0000002e
 def best_order(terms, keep, sizes) -> tuple:
     """`(multiplications, [(i, j), ...])`: which pair to multiply next, in the cheapest order.
 
@@ -120,6 +122,7 @@ def best_order(terms, keep, sizes) -> tuple:
         options.append((cost + prod(sizes[c] for c in met), [(i, j), *order]))
     return min(options, key=lambda o: o[0])            # the first of equals: left to right
 
+# %% ../nbs/03_einsum.ipynb #0000002f
 def _check_dtypes(operands, todo, out, spec):
     "Raise `TypeError` where products of different dtypes, or of bools, are to be summed."
     for c in sorted({c for _, t in todo for c in t if c not in out}):
@@ -130,7 +133,7 @@ def _check_dtypes(operands, todo, out, spec):
                             f"{' and '.join(map(str, dtypes))}; convert them with .to(dtype) "
                             "to one dtype that isn't bool")
 
-# %% ../nbs/03_einsum.ipynb #0000002e
+# %% ../nbs/03_einsum.ipynb #00000031
 def einsum(spec:str, *operands:torch.Tensor) -> torch.Tensor:
     """Multiply the operands and sum over each letter that isn't in the output, as `torch.einsum`.
 

@@ -36,6 +36,7 @@ def _fill(a, b, c):
             for k in range(b.shape[0]):
                 c[i, j] += a[i, k]*b[k, j]
 
+# %% ../nbs/02_matmul.ipynb #00000026
 def matmul_loops(a, b) -> torch.Tensor:
     "`a (n, k)` times `b (k, m)` by three Python loops."
     c = _zeros(a, b)
@@ -50,6 +51,7 @@ def matmul_dot(a, b) -> torch.Tensor:
             c[i, j] = (a[i]*b[:, j]).sum()
     return c
 
+# %% ../nbs/02_matmul.ipynb #00000027
 def matmul_row(a, b) -> torch.Tensor:
     "`a (n, k)` times `b (k, m)`, one row of the result at a time."
     c = _zeros(a, b)
@@ -62,7 +64,7 @@ def matmul_broadcast(a, b) -> torch.Tensor:
     _zeros(a, b)                                       # for its refusals
     return (a[:, :, None]*b).sum(1, dtype=a.dtype)
 
-# %% ../nbs/02_matmul.ipynb #00000026
+# %% ../nbs/02_matmul.ipynb #00000028
 def _numba(module):
     try:
         return import_module(module)
@@ -78,7 +80,7 @@ def matmul_numba(a, b) -> torch.Tensor:
     _compiled()(a.detach().numpy(), b.detach().numpy(), c.numpy())
     return c
 
-# %% ../nbs/02_matmul.ipynb #00000028
+# %% ../nbs/02_matmul.ipynb #0000002a
 def _cell(a, b, c):
     i, j = cuda.grid(2)  # noqa: F821 (see `_kernel`)
     if i < c.shape[0] and j < c.shape[1]:
@@ -95,6 +97,7 @@ def _kernel():
                            "before numba is imported (not where there's a GPU: it hides it)")
     return cuda.jit(FunctionType(_cell.__code__, {'cuda': cuda}))
 
+# %% ../nbs/02_matmul.ipynb #0000002b
 def matmul_cuda(a, b, block:int=16) -> torch.Tensor:
     """`a (n, k)` times `b (k, m)` by a GPU kernel: one thread a cell, in blocks of `block` squared.
 
