@@ -223,7 +223,7 @@ class MeanShift(ClusterMixin, BaseEstimator):
         self.max_iter, self.tol = max_iter, tol
 
     def fit(self, X, y=None):
-        "Find the groups of `X` `(n, d)`, array or tensor on any device, without `y`. Returns `self`."
+        "Find the groups of `X` `(n, d)`, array or tensor on any device; `y` is ignored. `self`."
         x, h = _points(X), self.bandwidth
         tol, max_iter = _positive(self.tol, 'tol'), _positive(self.max_iter, 'max_iter')
         if h is None:
