@@ -6,7 +6,7 @@
 __all__ = ['EVENTS', 'CancelFit', 'CancelEpoch', 'CancelBatch', 'Callback', 'describe', 'TrainCB', 'DeviceCB', 'Learner',
            'modes_kept']
 
-# %% ../nbs/11_learner.ipynb #0000002a
+# %% ../nbs/11_learner.ipynb #0000002b
 import copy
 import difflib
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .data import rng_kept
 from .tensors import default_device, to_cpu, to_device
 
-# %% ../nbs/11_learner.ipynb #0000002c
+# %% ../nbs/11_learner.ipynb #0000002d
 class CancelFit(Exception):
     "Raise in a callback to end the whole fit."
 
@@ -35,7 +35,7 @@ _STEPS = [f'{when}{step}' for step in ('predict', 'loss', 'backward', 'step')
 EVENTS = [f'{when}_{scope}' for scope in _CANCELS
           for when in ('before', 'after', 'cleanup')] + _STEPS
 
-# %% ../nbs/11_learner.ipynb #0000002e
+# %% ../nbs/11_learner.ipynb #0000002f
 class Callback:
     """Takes part in a fit by methods named after `EVENTS`, each called with the `Learner`.
 
@@ -65,7 +65,7 @@ def _in_order(cbs):
             raise ValueError(f"{other} and {name} clash, each {cb.role}: keep one of them")
     return sorted(cbs, key=lambda cb: cb.order)
 
-# %% ../nbs/11_learner.ipynb #00000031
+# %% ../nbs/11_learner.ipynb #00000032
 def describe(x) -> str:
     "Returns a batch in words: the types and shapes in it."
     if isinstance(x, torch.Tensor):
@@ -76,7 +76,7 @@ def describe(x) -> str:
         return f"{type(x).__name__} of {len(x)}: [{', '.join(map(describe, x[:4]))}]"
     return type(x).__name__
 
-# %% ../nbs/11_learner.ipynb #00000032
+# %% ../nbs/11_learner.ipynb #00000033
 class TrainCB(Callback):
     "What a batch does. A subclass that does it otherwise takes this one's place."
     order, role = -100, 'trains'
@@ -110,7 +110,7 @@ class DeviceCB(Callback):
 
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
-# %% ../nbs/11_learner.ipynb #00000034
+# %% ../nbs/11_learner.ipynb #00000035
 class _Events:
     "Calls callbacks; as `event` and `scope` above, with the place of an error in its text."
     def _scope(self, name, work):
@@ -148,7 +148,7 @@ class _Events:
             where += f'; predictions {describe(self.preds)}'
         return f'(in {where})'
 
-# %% ../nbs/11_learner.ipynb #00000036
+# %% ../nbs/11_learner.ipynb #00000037
 class _Loop(_Events):
     "Epochs, batches and steps, each within its events."
     def _epochs(self):
@@ -185,7 +185,7 @@ class _Loop(_Events):
         "How far the fit is, from 0 to 1."
         return min(1., self.n_steps/max(1, self.total_steps))
 
-# %% ../nbs/11_learner.ipynb #00000038
+# %% ../nbs/11_learner.ipynb #00000039
 class Learner(_Loop):
     """A model, data, a loss, an optimiser, and the loop that brings them together.
 
@@ -257,9 +257,10 @@ class _Collect(Callback):
         preds, targets = learn.gather((learn.preds, learn.batch[1]))
         self.preds.append(to_cpu(preds))
         self.targets.append(to_cpu(targets))
-        raise CancelBatch
+        last = learn.i == len(learn.dl) - 1    # and no `after_` event: nothing was measured
+        raise CancelFit if last else CancelBatch
 
-# %% ../nbs/11_learner.ipynb #0000003a
+# %% ../nbs/11_learner.ipynb #0000003b
 @contextmanager
 def modes_kept(model):
     "Whatever happens inside: each module is afterwards in training or evaluation mode as before."
