@@ -63,8 +63,11 @@ class MetricsCB(Callback):
     def _add(self, name, value, rows):
         if value.numel() != 1:
             raise ValueError(f"metric {name!r} gave {describe(value)}, expected one number")
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), device=value.device)
         # added up on the device: reading a value in every batch would make a GPU wait
-        self.sums[name] = self.sums.get(name, 0) + value.detach().float().reshape(())*rows
+        value = value.detach()
+        self.sums[name].add_(value.squeeze() if value.ndim else value, alpha=rows)
 
     def cleanup_epoch(self, learn):
         if not self.sums:
@@ -116,7 +119,7 @@ class ProgressCB(Callback):
         self.plot, self.n_lines, self.show, self.bar = plot, n_lines, show, None
 
     def before_fit(self, learn):
-        self.points, self.waiting, self.due, self.start = [], [], 0., time.time()
+        self.points, self.sum, self.n, self.due, self.start = [], 0., 0, 0., time.time()
         self.on = self.show and learn.is_main
         if not self.on:
             return
@@ -131,12 +134,12 @@ class ProgressCB(Callback):
     def after_batch(self, learn):
         if not self.on or not learn.training:
             return
-        self.waiting.append(learn.loss.detach())      # on its device until somebody looks
-        n = len(self.waiting)
-        if n < learn.total_steps/100 and learn.pct < 1:
+        self.sum = self.sum + learn.loss.detach()      # on its device until somebody looks
+        self.n += 1
+        if self.n < learn.total_steps/100 and learn.pct < 1:
             return
-        self.points.append((learn.n_steps - n/2, torch.stack(self.waiting).mean()))
-        self.waiting = []
+        self.points.append((learn.n_steps - self.n/2, self.sum/self.n))
+        self.sum, self.n = 0., 0
         if (time.time() if self.bar else learn.pct) >= self.due or learn.pct == 1:
             self._draw(learn)
 
@@ -168,7 +171,7 @@ class ProgressCB(Callback):
         self.bar = None
         print()
 
-# %% ../nbs/12_callbacks.ipynb #0000002a
+# %% ../nbs/12_callbacks.ipynb #0000002b
 def warmup_cosine(pct: float, warmup: float = 0.05) -> float:
     """Returns a factor for the learning rate when the share `pct` (0 to 1) of a fit is done.
 
@@ -197,7 +200,7 @@ class ScheduleCB(Callback):
 
     def load_state_dict(self, learn, state): self.base, learn.lrs = state['base'], state['lrs']
 
-# %% ../nbs/12_callbacks.ipynb #0000002b
+# %% ../nbs/12_callbacks.ipynb #0000002c
 class SchedulerCB(Callback):
     """Any of torch's schedulers: `make(optimizer)` gives one.
 
@@ -230,7 +233,7 @@ class SchedulerCB(Callback):
 
     def load_state_dict(self, learn, state): self.sched.load_state_dict(state)
 
-# %% ../nbs/12_callbacks.ipynb #0000002c
+# %% ../nbs/12_callbacks.ipynb #0000002d
 class _Sweep(Callback):
     "Raises the learning rate by a constant factor each step, until the loss leaves its range."
     order, role = 70, 'sets the learning rate'
@@ -270,7 +273,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     suggestion = sweep.lrs[2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
 
-# %% ../nbs/12_callbacks.ipynb #0000002f
+# %% ../nbs/12_callbacks.ipynb #00000030
 class GradClipCB(Callback):
     "Scales the gradient down where its norm is above `max_norm`."
     def __init__(self, max_norm=1.):
@@ -315,7 +318,7 @@ class EMACB(Callback):
         self.model.load_state_dict(state['model'])
         self.t = state['t']
 
-# %% ../nbs/12_callbacks.ipynb #00000030
+# %% ../nbs/12_callbacks.ipynb #00000031
 class NaNStopCB(Callback):
     """Stops the fit when a loss was NaN or infinite, and puts the last good weights back.
 
@@ -355,7 +358,7 @@ class NaNStopCB(Callback):
             self._look(learn)
         self.good = []
 
-# %% ../nbs/12_callbacks.ipynb #00000031
+# %% ../nbs/12_callbacks.ipynb #00000032
 class TimeBudgetCB(Callback):
     """Ends the fit after `seconds`, and makes `learn.pct` follow the clock.
 
