@@ -70,36 +70,45 @@ def _add_train(p):
     _add_common(p, seed=0)
 
 # %% ../nbs/90_cli.ipynb #0000000a
-def _call(command, args):
+def _load(command):
     "The heavy imports come here: help doesn't wait for them."
     if command == 'demo':
         from miniai.demo import demo
-        demo(**args)
-    elif command == 'sample':
+        return demo
+    if command == 'sample':
         from miniai.demo import sample_cmd
-        sample_cmd(**args)
-    else:
-        from miniai.weights.train_vae import train_vae
-        args.pop('what')
-        train_vae(**args)
+        return sample_cmd
+    from miniai.weights.train_vae import train_vae
+    return train_vae
 
-def _interrupt(number, frame): raise KeyboardInterrupt
+class _Signals:
+    "Makes a closed terminal and a batch system's end the same as Ctrl-C, and remembers them."
+    def __init__(self):
+        self.seen = []
+        for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+            number = getattr(signal, name, None)
+            # whoever starts a job with nohup wants it to go on
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.interrupt)
 
-def _as_ctrl_c():
-    "Makes a closed terminal and a batch system's end the same as Ctrl-C."
-    for name in ('SIGTERM', 'SIGHUP'):
-        number = getattr(signal, name, None)
-        # whoever starts a job with nohup wants it to go on
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    def interrupt(self, number, frame):
+        self.seen.append(number)
+        raise KeyboardInterrupt
+
+def _run(command, args):
+    signals = _Signals()
+    work = _load(command)
+    if signals.seen:           # an import may have swallowed it
+        raise KeyboardInterrupt
+    work(**args)
 
 def main(argv=None) -> int:
     "The `miniai` command; returns its exit code: 0, 2 for an error, 130 for an interrupt."
     args = vars(build_parser().parse_args(argv))
     command, debug = args.pop('command'), args.pop('debug')
+    args.pop('what', None)                       # so far there's only the VAE to train
     try:
-        _as_ctrl_c()
-        _call(command, args)
+        _run(command, args)
         return 0
     except KeyboardInterrupt:
         print('miniai: interrupted', file=sys.stderr)
@@ -108,8 +117,6 @@ def main(argv=None) -> int:
         if debug:
             raise
         foreseen = isinstance(e, (ValueError, OSError, RuntimeError))
-        kind = '' if foreseen else f'{type(e).__name__}: '
-        hint = '' if foreseen else ' (--debug shows more)'
-        line = (str(e).splitlines() or [''])[0]
-        print(f'miniai: {kind}{line}{hint}', file=sys.stderr)
+        kind, hint = ('', '') if foreseen else (f'{type(e).__name__}: ', ' (--debug shows more)')
+        print(f"miniai: {kind}{(str(e).splitlines() or [''])[0]}{hint}", file=sys.stderr)
         return 2

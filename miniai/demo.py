@@ -16,12 +16,12 @@ from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 
 from .autoencoder import Muon
-from .autoguidance import AutoGuidance, WeakerSelfCB
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB, accuracy
 from .checkpoint import atomic_write
 from .classifier import train_classifier
 from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample
+from .guidance import AutoGuidance, GuideModelCB
 from .metrics import ImageEval
 from .plot import animate, image_grid
 from .results import Results
@@ -105,7 +105,7 @@ def _train(model, dls, seconds, device):
     nan, settings = NaNStopCB(), recipe(min(model.sample_size))['learner']
     learn = diffusion_learner(model, dls, scheduler, cbs=[ProgressCB(plot=False), nan],
                               device=device, **settings)
-    guide, start = WeakerSelfCB(learn.ema), time.perf_counter()
+    guide, start = GuideModelCB(learn.ema), time.perf_counter()
     learn.n_steps, learn.scheduler = 0, scheduler
     try:
         learn.fit(10**9, cbs=[TimeBudgetCB(seconds), guide], valid=False)
@@ -137,10 +137,9 @@ def beside(panels: dict, ncols: int = 8, size: int = 64) -> Image.Image:
         left += grid.width + gap
     return sheet
 
-def _draw(model, guide, scheduler, dls, seed, new):
-    "Draws the pictures, writes them below the folder `new`, and returns them."
+def _draw(model, guide, scheduler, dls, n, seed, new):
+    "Draws `n` pictures, writes some below the folder `new`, and returns them."
     x, frames = dls.train.tensors[0], []
-    n = 1440 if x[0, 0].numel() <= 1024 else 360        # larger pictures take longer to draw
     steps = recipe(min(model.sample_size))['steps']
     print(f"drawing {n:,} new pictures in {steps} steps ...", flush=True)
     generator = torch.Generator().manual_seed(seed)
@@ -153,10 +152,11 @@ def _draw(model, guide, scheduler, dls, seed, new):
     return drawn
 
 # %% ../nbs/81_demo.ipynb #0000000d
-def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None) -> dict:
+def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None, n=None) -> dict:
     """Trains for `seconds` on `data`, draws, writes pictures and model to `out`; returns figures.
 
-    `data` is as for `load_images`; `size` resizes the pictures. The figures are `ImageEval`'s.
+    `data` is as for `load_images`; `size` resizes the pictures; `n` are drawn (1,440, or 360 of
+    large ones, which take longer, if not given). The figures are `ImageEval`'s.
     """
     results = Results(out, ['digits.png', 'denoise.gif', 'model'])
     device = pick_device(device)
@@ -168,7 +168,7 @@ def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None
     h, w = x.shape[2:]
     print(f"{len(x):,} training pictures of {h}x{w}, {len(held_out):,} held out; first the judge, "
           "some ten seconds ...", flush=True)
-    ev = make_eval(dls, device)
+    ev, n = make_eval(dls, device), n or (1440 if h*w <= 1024 else 360)
     print(f"then {n_params:,} parameters learn to see noise, for {seconds:g} seconds ({device}):",
           flush=True)
     learn, model, guide = _train(model, dls, seconds, device)
@@ -176,7 +176,7 @@ def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None
     print(f"{learn.n_steps:,} steps in {learn.seconds:.1f} seconds, {speed:,.0f} images/s")
     with results as new:
         save_model(new/'model', model, learn.scheduler, guide)
-        drawn = _draw(model, guide, learn.scheduler, dls, seed, new)
+        drawn = _draw(model, guide, learn.scheduler, dls, n, seed, new)
     figures = ev.report(drawn)
     print(f"Written to {out}: digits.png, denoise.gif, model/. More: miniai sample {out}/model")
     return figures | dict(seconds=learn.seconds, images_per_second=speed, steps=learn.n_steps)

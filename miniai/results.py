@@ -78,9 +78,10 @@ class Results:
         "Takes room on the disk. Raises `OSError` where there isn't enough."
         try:
             self.new.mkdir(exist_ok=True)
+            weakref.finalize(self, _give_back, self.new)
             (self.new/'room').write_bytes(bytes(n_bytes))
         except OSError as e:
-            _remove(self.new)
+            _give_back(self.new)
             raise OSError(f"no room for {n_bytes/1e6:.0f} MB in {str(self.folder)!r} "
                           f"({e.strerror}): free some, or choose another with --out") from e
 
@@ -117,6 +118,11 @@ class Results:
         _remove(self.new)
 
 def _checksum(path): return hashlib.sha256(path.read_bytes()).hexdigest()
+
+def _give_back(new):
+    (new/'room').unlink(missing_ok=True)
+    if new.is_dir() and not any(new.iterdir()):
+        new.rmdir()
 
 def _remove(folder):
     "Removes a folder of ours with all that's in it."
