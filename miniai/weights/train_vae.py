@@ -11,7 +11,6 @@ from miniai.autoencoder import (
     RandomColoursCB,
     VAELoss,
     autoencoder_learner,
-    fast_bf16,
     psnr,
 )
 from miniai.callbacks import ProgressCB, TimeBudgetCB
@@ -20,6 +19,7 @@ from miniai.checkpoint import CheckpointCB, checkpoints
 from miniai.data import DataLoaders
 from miniai.demo import pick_device
 from miniai.learner import Callback
+from miniai.muon import Muon, fast_bf16
 from miniai.results import Results
 from miniai.scaling import MixedPrecisionCB
 from miniai.tensors import set_seed, to_cpu
@@ -104,8 +104,8 @@ def make_learner(pictures, folder, seconds, steps, seed, device):
     if not steps:
         cbs.append(TimeBudgetCB(seconds))
     cbs.append(CheckpointCB(folder, resume=True))
-    learn = autoencoder_learner(VAE(), DataLoaders(batches), VAELoss(), ema_decay=0.999, cbs=cbs,
-                                device=device)
+    learn = autoencoder_learner(VAE(), DataLoaders(batches), VAELoss(), lr=5e-3, ema_decay=0.999,
+                                cbs=cbs, device=device, opt_func=Muon)
     return learn, clock
 
 

@@ -1,11 +1,14 @@
-"""What 48x buys: the same U-Net trained for the same seconds on pixels and on latents, FID and seconds per picture side by side.
+"""What 48x buys: the same U-Net trained for the same seconds on pixels and on latents.
 
-    python tests/bench/latents.py --seconds 60                       # the weights that come with the library
+    python tests/bench/latents.py --seconds 60                       # the library's own weights
     python tests/bench/latents.py --seconds 60 --vae my/vae --n 500  # others, and fewer drawings
 
-Seconds are of the processor by default (`--clock wall` for others): with one thread they hardly depend on what else the machine does. Encoding
-the training pictures counts as training; training the autoencoder doesn't, and is stated in its model card. FID is of all drawings against the training
-pictures, through a digit reader's features of the ink map and the mean colours of a 4x4 grid; `there and back` is what the autoencoder alone costs.
+Prints FID and seconds per picture side by side. Seconds are of the processor by default (`--clock
+wall` for others): with one thread they hardly depend on what else the machine does. Encoding the
+training pictures counts as training; training the autoencoder doesn't, and is stated in its model
+card. FID is of all drawings against the training pictures, through a digit reader's features of the
+ink map and the mean colours of a 4x4 grid; `there and back` is what the autoencoder alone costs,
+over as many held-out pictures as there are drawings.
 """
 
 import argparse
@@ -16,8 +19,8 @@ from torch.nn import functional as F
 
 from miniai.autoencoder import VAE, RandomBatches, encode_all
 from miniai.callbacks import TimeBudgetCB
-from miniai.captions import ink_map, train_judge
-from miniai.data import DataLoaders, captioned_digits
+from miniai.captions import captioned_digits, ink_map, train_judge
+from miniai.data import DataLoaders
 from miniai.diffusion import diffusion_learner, sample
 from miniai.metrics import ImageEval
 from miniai.schedulers import DDPMScheduler
@@ -77,7 +80,7 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if args.clock == 'cpu' else time.perf_counter
-    data = captioned_digits(n_train=args.pictures, n_test=500)
+    data = captioned_digits(n_train=args.pictures, n_test=max(args.n, 120))
     x, held, vae = data['train'].x[:], data['test'].x[:], VAE.from_pretrained(args.vae)
     scheduler = DDPMScheduler(
         beta_schedule='squaredcos_cap_v2',
@@ -100,8 +103,10 @@ def main():
     with torch.no_grad():
         back = torch.cat([vae(o)[0] for o in held.split(100)])
     print(
-        f"{len(x):,} training pictures, {args.n} drawings in {args.steps} steps, {args.clock} seconds; real against real {ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f} ({len(held)} each); "
-        f"held-out against train {ev.real['split']:.2f}, there and back {ev.measure(back)['fid_train']:.2f}",
+        f"{len(x):,} training pictures, {args.n} drawings in {args.steps} steps, {args.clock} "
+        f"seconds; real against real {ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f} ({len(held)} "
+        f"each); held-out against train {ev.real['split']:.2f}, there and back "
+        f"{ev.measure(back)['fid_train']:.2f}",
         flush=True,
     )
     print(f"{'':22}{'parameters':>12}{'seconds':>9}{'steps':>8}{'FID':>9}{'ms a picture':>14}")
@@ -112,7 +117,8 @@ def main():
     ):
         new, f = run(name, x, widths, through, scheduler, args, clock)
         print(
-            f"{f['name']:22}{f['params']:12,}{f['train']:9.1f}{f['n_steps']:8,}{ev.measure(new)['fid_train']:9.2f}{f['each']:14.2f}",
+            f"{f['name']:22}{f['params']:12,}{f['train']:9.1f}{f['n_steps']:8,}"
+            f"{ev.measure(new)['fid_train']:9.2f}{f['each']:14.2f}",
             flush=True,
         )
 
