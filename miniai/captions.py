@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from scipy.ndimage import distance_transform_edt
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
@@ -132,8 +132,19 @@ def thin(b) -> np.ndarray:
 # %% ../nbs/30_captions.ipynb #00000010
 def _distance_to(b):
     "Pixels from each place to the nearest one that's set, for `(n, h, w)`."
-    d = [distance_transform_edt(o == 0) for o in np.asarray(b)]
+    d = [ndimage.distance_transform_edt(o == 0) for o in np.asarray(b)]
     return torch.from_numpy(np.stack(d)).float()
+
+def _widest(lines, distance):
+    "How far from the line a pen may reach: without limit outside, up to the core of each hole inside."
+    reach = np.full(distance.shape, np.inf, np.float32)
+    for line, d, r in zip(np.asarray(lines), distance.numpy(), reach):
+        holes, n = ndimage.label(line == 0)
+        deepest = np.asarray(ndimage.maximum(d, holes, range(n + 1)))
+        limit = np.where(deepest < 3, np.inf, deepest - 2.5*len(line)/64)    # a speck is no hole
+        limit[holes[0, 0]] = np.inf
+        r[:] = limit[holes]
+    return torch.from_numpy(reach).clamp(min=1)
 
 def _lines(g, slant, size):
     p = place(g, slant, 2*size)
@@ -157,7 +168,8 @@ def with_pen(lines, width) -> torch.Tensor:
     `lines`: `(n, 2*size, 2*size)`, from `middle_lines`; `width`: `(n,)`, in pixels of 32."""
     def draw(lines, width):
         r = width[:, None, None]*lines.shape[1]/64         # half the width, at twice the size
-        ink = (r + 0.5 - _distance_to(lines)).clamp(0, 1)
+        d = _distance_to(lines)
+        ink = (torch.minimum(r, _widest(lines, d)) + 0.5 - d).clamp(0, 1)
         return (F.avg_pool2d(ink, 2)*255).round().byte()
     return torch.cat([draw(*o) for o in zip(lines.split(128), width.split(128))])
 
@@ -295,7 +307,7 @@ def _digits_of(ds):
     return labels
 
 # %% ../nbs/30_captions.ipynb #0000001a
-def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0, held_out=True) -> dict:
+def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0, held_out=True):
     """Real handwritten digits in colour, with captions: a dict of `CaptionedDigits`.
 
     `source`: the handwritten digits: `load_digits()` if not given, a name for `load_images`
@@ -458,5 +470,6 @@ def train_judge(source=None, n_pictures=39_000, seed=1, cbs=(), device=None) -> 
     maps = m[:, None].to(device)*2 - 1
     dls = DataLoaders(TensorLoader(maps, label.to(device), batch_size=64, shuffle=True))
     n_epochs = max(1, round(n_pictures/n))
-    judge.digits = train_classifier(dls, n_epochs=n_epochs, cbs=[_AffineCB(), *cbs], device=device).model
+    cbs = [_AffineCB(), *cbs]
+    judge.digits = train_classifier(dls, n_epochs=n_epochs, cbs=cbs, device=device).model
     return judge.to(device).eval()

@@ -8,6 +8,7 @@ __all__ = ['load_digits', 'held_out_split', 'load_images', 'images_to_tensor', '
 
 # %% ../nbs/10_data.ipynb #00000020
 import io
+import math
 import os
 import random
 from collections.abc import Mapping
@@ -23,12 +24,6 @@ from .plot import show_images, to_pil
 from .tensors import default_device
 
 # %% ../nbs/10_data.ipynb #00000022
-def _as_dataset(pixels, labels):
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as ImageFeature
-    columns = Features(image=ImageFeature(), label=ClassLabel(names=[str(i) for i in range(10)]))
-    return Dataset.from_dict(dict(image=list(map(Image.fromarray, pixels)), label=labels), columns)
-
 def load_digits(size=8):
     """scikit-learn's 1,797 real handwritten digits (UCI optdigits), in a fixed, stratified split.
 
@@ -37,7 +32,8 @@ def load_digits(size=8):
     from the 8x8 originals. Raises `ValueError` for a `size` under 8."""
     if size < 8:
         raise ValueError(f"size is {size}, but the digits are 8x8: ask for 8 or more")
-    from datasets import DatasetDict
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import Image as ImageFeature
     from sklearn import datasets as sk
     from sklearn.model_selection import train_test_split
     d = sk.load_digits()
@@ -46,8 +42,11 @@ def load_digits(size=8):
         x = F.interpolate(x, (size, size), mode='bicubic', align_corners=False).clamp(0, 1)
     pixels = (x[:, 0]*255).round().byte().numpy()
     rows = train_test_split(np.arange(len(x)), test_size=0.2, stratify=d.target, random_state=0)
-    return DatasetDict({k: _as_dataset(pixels[i], d.target[i])
-                        for k, i in zip(('train', 'test'), map(np.sort, rows))})
+    columns = Features(image=ImageFeature(), label=ClassLabel(names=list('0123456789')))
+    def table(rows):
+        images = [Image.fromarray(pixels[i]) for i in rows]
+        return Dataset.from_dict(dict(image=images, label=d.target[rows]), columns)
+    return DatasetDict(zip(('train', 'test'), (table(np.sort(r)) for r in rows)))
 
 # %% ../nbs/10_data.ipynb #00000025
 _HELD_OUT = 'test', 'validation', 'valid', 'val'
@@ -55,25 +54,19 @@ _HELD_OUT = 'test', 'validation', 'valid', 'val'
 def held_out_split(dataset_dict) -> str:
     "The name of the split that is held out. Raises `ValueError` if it or `train` is missing."
     if not isinstance(dataset_dict, Mapping):
-        raise ValueError("expected a dict with the splits 'train' and 'test', but got "
-                         f"{type(dataset_dict).__name__} {tuple(getattr(dataset_dict, 'shape', ()))}")
+        raise ValueError("expected a dict with the splits 'train' and 'test', "
+                         f"but got a {type(dataset_dict).__name__}")
     held = next((k for k in _HELD_OUT if k in dataset_dict), None)
     if 'train' not in dataset_dict or held is None:
         raise ValueError(f"expected the splits 'train' and 'test', but found {list(dataset_dict)}")
     return held
 
-def _find(name):
-    "The local folder that holds `name`: itself, or below MINIAI_DATA by its whole or last name."
-    root = os.environ.get('MINIAI_DATA')
-    tries = [Path(name).expanduser()]
-    if root:
-        tries += [Path(root)/name, Path(root)/Path(name).name]
-    return next((p for p in tries if p.is_dir()), None)
-
 def _read(name):
-    "The table(s) in a folder or on the Hub, with errors that say what to do."
+    "The tables in a folder or on the Hub, with errors that say what to do."
     from datasets import load_dataset
-    folder = _find(name)
+    root = Path(os.environ.get('MINIAI_DATA') or name)
+    places = Path(name).expanduser(), root/name, root/Path(name).name
+    folder = next((p for p in places if p.is_dir()), None)
     if folder and not any(p.is_file() for p in folder.rglob('*')):
         raise ValueError(f"the folder {name!r} is empty: put pictures in it "
                          "(or one sub-folder of pictures per class)")
@@ -86,9 +79,9 @@ def _read(name):
         said = f"{type(e).__name__}: {str(e)[:120]}".splitlines()[0]
         if folder:
             raise ValueError(f"{name!r} can't be read as pictures ({said})") from e
-        raise FileNotFoundError(
-            f"{name!r} could not be loaded from the Hub ({said}): is the name right, and is there a "
-            "network? If not, put a copy in a folder and set MINIAI_DATA to its parent") from e
+        raise FileNotFoundError(f"{name!r} could not be loaded from the Hub ({said}): is the name "
+                                "right, and is there a network? If not, put a copy in a folder "
+                                "and set MINIAI_DATA to its parent") from e
 
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
@@ -98,8 +91,8 @@ def _tidy(ds, name):
     if not images:
         raise ValueError(f"{name!r} has columns {list(kinds)[:12]} but no pictures: "
                          "expected a column of type Image")
-    classes = [c for c, k in kinds.items() if k == 'ClassLabel']
-    labels = [c for c in ('label', 'labels') if kinds.get(c) in ('Value', 'ClassLabel')] or classes
+    labels = [c for c in ('label', 'labels') if kinds.get(c) in ('Value', 'ClassLabel')]
+    labels += [c for c, k in kinds.items() if k == 'ClassLabel']
     names = dict(zip(images[:1] + labels[:1], ('image', 'label')))
     ds = ds.select_columns(list(names))
     return ds.rename_columns({a: b for a, b in names.items() if a != b})
@@ -109,9 +102,9 @@ def _number_labels(dd):
     from datasets import ClassLabel
     if any('label' not in ds.column_names for ds in dd.values()):
         return dd.select_columns('image')
-    none = None, '', -1
-    given = {k: [None if v != v or v in none else v for v in ds['label']] for k, ds in dd.items()}
-    known = sorted({v for values in given.values() for v in values if v is not None})
+    def known_or_none(v): return None if v != v or v in ('', -1) else v
+    given = {k: list(map(known_or_none, ds['label'])) for k, ds in dd.items()}
+    known = sorted({v for values in given.values() for v in values} - {None})
     names = getattr(dd['train'].features['label'], 'names', None)
     if set(given['train']) <= {None} or names and set(names) <= {'train', *_HELD_OUT}:
         return dd.select_columns('image')       # no labels, or the folders `train` and `test`
@@ -145,17 +138,10 @@ def load_images(name_or_folder, test_size=0.1):
             raise ValueError(f"{name!r} holds one picture: two are needed at least, for one of "
                              "them is held out")
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
-    return _number_labels(DatasetDict(train=dd['train'], test=dd[held_out_split(dd)]))
+    test = dd[held_out_split(dd)]
+    return _number_labels(DatasetDict(train=dd['train'], test=test))
 
 # %% ../nbs/10_data.ipynb #0000002a
-def _square(im, size):
-    "The middle of the picture, `size` pixels a side."
-    k = size/min(im.size)
-    w, h = (max(size, round(s*k)) for s in im.size)
-    im = im.resize((w, h), Image.Resampling.BICUBIC)
-    left, top = (w - size)//2, (h - size)//2
-    return im.crop((left, top, left + size, top + size))
-
 def _decode(im, row, size):
     "One picture, grey or RGB, its right side up; `im`: PIL, or a row of an undecoded column."
     name = f'number {row}'
@@ -166,7 +152,7 @@ def _decode(im, row, size):
         if size and isinstance(im, Image.Image):
             im.draft(None, (2*size, 2*size))     # a JPEG is decoded smaller, others as they are
         im = to_pil(ImageOps.exif_transpose(im) if isinstance(im, Image.Image) else im)
-        return _square(im, size) if size else im
+        return ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC) if size else im
     except Exception as e:  # a damaged file can raise anything
         raise ValueError(f"picture {name} can't be read: {str(e)[:200]}") from e
 
@@ -212,11 +198,10 @@ class TensorLoader:
     def __len__(self): return -(-len(self.tensors[0])//self.batch_size)
 
     def __iter__(self):
-        n, bs = len(self.tensors[0]), self.batch_size
-        device = self.tensors[0].device
-        order = torch.randperm(n, generator=self.generator).to(device) if self.shuffle else None
-        for i in range(0, n, bs):
-            rows = order[i:i + bs] if self.shuffle else slice(i, i + bs)
+        order = torch.arange(len(self.tensors[0]))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=self.generator)
+        for rows in order.to(self.tensors[0].device).split(self.batch_size):
             yield tuple(t[rows] for t in self.tensors)
 
 class Texts(list):
@@ -263,7 +248,7 @@ def _cut(ds, valid_size):
         raise ValueError(f"{len(ds)} training picture can't be cut in two: give valid_size=0")
     y, n = _targets(ds, 'label'), np.arange(len(ds))
     counts = y.unique(return_counts=True)[1]
-    held = max(1, round(valid_size*len(y)))
+    held = math.ceil(valid_size*len(y))
     fits = y.min() >= 0 and counts.min() > 1 and len(counts) <= min(held, len(y) - held)
     rows = train_test_split(n, test_size=valid_size, stratify=y if fits else None, random_state=0)
     return [ds.select(np.sort(r)) for r in rows]
@@ -291,7 +276,8 @@ class DataLoaders:
         Batches: x float32 `(n, c, h, w)` in [-1, 1]; y int64 `(n,)`, -1 where there are no labels,
         or a list of strings where the column `target` holds texts."""
         device = default_device() if device is None else device
-        splits = dict(train=dataset_dict.get('train'), test=dataset_dict[held_out_split(dataset_dict)])
+        test = dataset_dict[held_out_split(dataset_dict)]
+        splits = dict(train=dataset_dict['train'], test=test)
         if valid_size:
             splits['train'], splits['valid'] = _cut(splits['train'], valid_size)
         loaders = {}
@@ -351,7 +337,7 @@ def rng_kept(dls=None):
 
 # %% ../nbs/10_data.ipynb #00000038
 def import_torchvision():
-    "torchvision, also where its compiled operators can't be loaded (its transforms don't need them)."
+    "torchvision, also where its compiled operators can't be loaded (transforms don't need them)."
     try:
         import torchvision
     except RuntimeError as e:
