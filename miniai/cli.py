@@ -34,10 +34,10 @@ from miniai.autoencoder import (
 )
 from .autoguidance import AutoGuidance, WeakerSelfCB
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB
-from .captions import train_judge
+from .captions import captioned_digits, train_judge
 from .checkpoint import CheckpointCB
 from .classifier import train_classifier
-from .data import DataLoaders, captioned_digits, load_images
+from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample
 from .learner import Callback
 from .metrics import ImageEval
