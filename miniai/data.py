@@ -100,20 +100,19 @@ def _tidy(ds, name):
 def _number_labels(dd):
     "Labels of any kind as 0 to k - 1 with their names; -1 where one is missing; no column of none."
     from datasets import ClassLabel
-    if any('label' not in ds.column_names for ds in dd.values()):
-        return dd.select_columns('image')
     def known_or_none(v): return None if v != v or v in ('', -1) else v
-    given = {k: list(map(known_or_none, ds['label'])) for k, ds in dd.items()}
+    given = {k: list(map(known_or_none, ds['label'])) for k, ds in dd.items()
+             if 'label' in ds.column_names}
     known = sorted({v for values in given.values() for v in values} - {None})
-    names = getattr(dd['train'].features['label'], 'names', None)
-    if set(given['train']) <= {None} or names and set(names) <= {'train', *_HELD_OUT}:
+    names = getattr(dd['train'].features.get('label'), 'names', None)
+    if set(given.get('train', [])) <= {None} or names and set(names) <= {'train', *_HELD_OUT}:
         return dd.select_columns('image')       # no labels, or the folders `train` and `test`
     if names is None:
         names = [f'{v:g}' if isinstance(v, float) else str(v) for v in known]
         number = {v: i for i, v in enumerate(known)}
-        for k, ds in dd.items():
-            labels = [number.get(v, -1) for v in given[k]]
-            ds = ds.remove_columns('label').add_column('label', labels)
+        for k, values in given.items():
+            labels = [number.get(v, -1) for v in values]
+            ds = dd[k].remove_columns('label').add_column('label', labels)
             dd[k] = ds.cast_column('label', ClassLabel(names=names))
     return dd
 
@@ -133,7 +132,7 @@ def load_images(name_or_folder, test_size=0.1):
     if name == 'digits':
         return load_digits()
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
-    if list(dd) == ['train']:
+    if 'train' in dd and not set(dd) & set(_HELD_OUT):
         if len(dd['train']) < 2:
             raise ValueError(f"{name!r} holds one picture: two are needed at least, for one of "
                              "them is held out")
@@ -221,7 +220,7 @@ def _pictures(ds, size, channels):
     x = getattr(ds, 'x', None)                 # some tables can give their pictures as one tensor
     if x is None:
         from datasets import Image as ImageFeature
-        if hasattr(ds, 'cast_column'):         # not all decoded at once
+        if isinstance(ds.features['image'], ImageFeature):          # not all decoded at once
             ds = ds.cast_column('image', ImageFeature(decode=False))
         return images_to_tensor(ds['image'], size, channels)
     if size not in (None, x.shape[-1]) or channels not in (None, x.shape[1]):
@@ -235,7 +234,7 @@ def _targets(ds, name):
         if isinstance(values[0], str):
             return Texts(values)
         return torch.as_tensor([-1 if v is None else v for v in values])
-    if hasattr(ds, name):
+    if isinstance(getattr(ds, name, None), torch.Tensor):
         return getattr(ds, name)               # such as `attributes` of captioned pictures
     if name != 'label':
         raise ValueError(f"no column {name!r}: there are {', '.join(ds.column_names)}")
@@ -246,11 +245,12 @@ def _cut(ds, valid_size):
     from sklearn.model_selection import train_test_split
     if len(ds) < 2:
         raise ValueError(f"{len(ds)} training picture can't be cut in two: give valid_size=0")
-    y, n = _targets(ds, 'label'), np.arange(len(ds))
-    counts = y.unique(return_counts=True)[1]
+    y = np.asarray(_targets(ds, 'label'))
+    classes, counts = np.unique(y, return_counts=True)
     held = math.ceil(valid_size*len(y))
-    fits = y.min() >= 0 and counts.min() > 1 and len(counts) <= min(held, len(y) - held)
-    rows = train_test_split(n, test_size=valid_size, stratify=y if fits else None, random_state=0)
+    fits = counts.min() > 1 and len(classes) <= min(held, len(y) - held)
+    rows = train_test_split(np.arange(len(y)), test_size=valid_size, random_state=0,
+                            stratify=y if fits else None)
     return [ds.select(np.sort(r)) for r in rows]
 
 # %% ../nbs/10_data.ipynb #00000031

@@ -333,3 +333,10 @@ def test_show_batch_draws_pictures_and_changes_nothing():
     dls.show_batch(4)
     assert torch.equal(before, generators_of(dls)[0].get_state())
     plt.close('all')
+
+
+def test_test_pictures_without_labels_leave_the_labels_for_training():
+    dd = load_digits()
+    dd['test'] = dd['test'].remove_columns('label')
+    dls = DataLoaders.from_dataset(dd, device='cpu')
+    assert (dls.test.tensors[1] == -1).all() and dls.train.tensors[1].max() == 9
