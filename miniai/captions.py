@@ -9,8 +9,6 @@ __all__ = ['COLOURS', 'THICKNESS', 'SLANT', 'DIGITS', 'ATTRIBUTES', 'TEMPLATES',
            'midpoint_thresholds', 'CaptionJudge', 'train_judge']
 
 # %% ../nbs/30_captions.ipynb #00000002
-from pathlib import Path
-
 import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -25,7 +23,6 @@ from miniai.data import (
     Texts,
     held_out_split,
     images_to_tensor,
-    load_digits,
     load_images,
 )
 from .learner import Callback
@@ -314,27 +311,27 @@ def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0,
     `source`: the handwritten digits: `load_digits()` if not given, a name for `load_images`
     ('ylecun/mnist'), or a `DatasetDict`. `size`: pixels of a side. `train` has `n_train` pictures
     of the source's train digits, `test` and `unseen` have `n_test` each of its test digits.
-    `unseen` holds only the combinations of `held_out_pairs`, `train` and `test` none of them; without
-    `held_out` nothing is kept back, and there's no `unseen`. The same picture for the same index
-    and seed, however many are asked for.
+    `unseen` holds only the combinations of `held_out_pairs`, `train` and `test` none of them;
+    without `held_out` nothing is kept back, and there's no `unseen`. The same picture for the same
+    index and seed, however many are asked for.
 
     Raises `ValueError` for a size under 16, a source without labels from 0 to 9, or more pictures
     than there are."""
     if size < 16:
         raise ValueError(f"size is {size}, but three pens can't be told apart under 16 pixels: "
                          "ask for 16 or more")
-    dd = load_digits() if source is None else source
-    if isinstance(source, (str, Path)):
-        dd = load_images(source)
+    source = 'digits' if source is None else source
+    dd = source if isinstance(source, dict) else load_images(source)
     test = dd[held_out_split(dd)]
     every, held = _combinations()
-    if not held_out:
-        return dict(train=_draw(dd['train'], n_train, np.stack([every]*10), size, (seed, 0)),
-                    test=_draw(test, n_test, np.stack([every]*10), size, (seed, 1)))
-    seen, unseen = (np.stack([every[h == k] for h in held]) for k in (False, True))
-    return dict(train=_draw(dd['train'], n_train, seen, size, (seed, 0)),
-                test=_draw(test, n_test, seen, size, (seed, 1)),
-                unseen=_draw(test, n_test, unseen, size, (seed, 2)))
+    held = held & held_out
+    seen = np.stack([every[~h] for h in held])
+    out = dict(train=_draw(dd['train'], n_train, seen, size, (seed, 0)),
+               test=_draw(test, n_test, seen, size, (seed, 1)))
+    if held_out:
+        unseen = np.stack([every[h] for h in held])
+        out['unseen'] = _draw(test, n_test, unseen, size, (seed, 2))
+    return out
 
 # %% ../nbs/30_captions.ipynb #00000021
 def measure_colours(x) -> tuple:
