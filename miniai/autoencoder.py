@@ -8,7 +8,6 @@ __all__ = ['Autoencoder', 'encode_all', 'psnr', 'reconstruction_loss', 'Reconstr
 
 # %% ../nbs/31_autoencoder.ipynb #00000002
 import math
-import operator
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +24,8 @@ from .learner import Callback, DeviceCB, Learner
 # %% ../nbs/31_autoencoder.ipynb #00000015
 def _config(in_channels, latent_channels, widths, n_blocks, patch, scaling_factor):
     "Returns the settings as plain numbers, as `config.json` keeps them; NumPy's would get lost."
-    in_channels, latent_channels, patch = map(operator.index, (in_channels, latent_channels, patch))
-    widths, n_blocks = [*map(operator.index, widths)], [*map(operator.index, n_blocks)]
+    in_channels, latent_channels, patch = map(int, (in_channels, latent_channels, patch))
+    widths, n_blocks = [*map(int, widths)], [*map(int, n_blocks)]
     if not widths or len(widths) != len(n_blocks) or not 0 < scaling_factor < math.inf:
         raise ValueError(f"expected one number of blocks for each width and a scaling_factor over "
                          f"0, but got {widths=}, {n_blocks=}, {scaling_factor=}")
@@ -67,16 +66,16 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     def __init__(self, in_channels=3, latent_channels=4, widths=(48, 128), n_blocks=(1, 2), patch=4,
                  scaling_factor=1.):
         super().__init__()
-        self._hub_mixin_config = _config(in_channels, latent_channels, widths, n_blocks, patch,
-                                         scaling_factor)
-        self.in_channels, self.latent_channels = in_channels, latent_channels
-        self.scaling_factor, self.factor = scaling_factor, patch*2**(len(widths) - 1)
-        down, up = _levels(in_channels, widths, n_blocks, patch)
-        last = widths[-1]
-        says = nn.Conv2d(last, latent_channels*self.out_per_latent, 3, padding=1)
-        says.bias.data[latent_channels:] = -4.                      # a VAE's log-variances
+        c = _config(in_channels, latent_channels, widths, n_blocks, patch, scaling_factor)
+        self._hub_mixin_config, self.scaling_factor = c, c['scaling_factor']
+        self.in_channels, self.latent_channels = c['in_channels'], c['latent_channels']
+        self.factor, last = c['patch']*2**(len(c['widths']) - 1), c['widths'][-1]
+        down, up = _levels(self.in_channels, c['widths'], c['n_blocks'], c['patch'])
+        says = nn.Conv2d(last, self.latent_channels*self.out_per_latent, 3, padding=1)
+        says.bias.data[self.latent_channels:] = -4.                 # a VAE's log-variances
         self.encoder = nn.Sequential(*down, norm(last), nn.SiLU(), says)
-        self.decoder = nn.Sequential(nn.Conv2d(latent_channels, last, 3, padding=1), *up)
+        self.decoder = nn.Sequential(nn.Conv2d(self.latent_channels, last, 3, padding=1),
+                                     *up)
 
     def encode(self, x):
         "Returns latents `(n, latent_channels, h/factor, w/factor)` of pictures in [-1, 1]."
@@ -95,9 +94,8 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     def _check(self, x):
         c, f, shape = self.in_channels, self.factor, tuple(x.shape)
         if x.ndim != 4 or shape[1] != c:
-            came = shape[1] if x.ndim == 4 else '...'
             raise ValueError(f"this autoencoder takes pictures (n, {c}, h, w), but got {shape}: "
-                             f"build it with in_channels={came}, or convert the pictures")
+                             "convert them, or build it with other in_channels")
         if shape[2] % f or shape[3] % f or 0 in shape[2:]:
             raise ValueError(f"height and width must be multiples of {f}, but the pictures are "
                              f"{shape[2]}x{shape[3]}: resize or pad them")
@@ -121,8 +119,8 @@ def encode_all(model, x, batch_size=500) -> torch.Tensor:
     `x` is a tensor of pictures, or something that gives one when it's sliced.
     """
     device = next(model.parameters()).device
-    parts = [x[i:i + batch_size].to(device) for i in range(0, len(x), batch_size)]
-    return torch.cat([model.encode(part) for part in parts])
+    starts = range(0, len(x), batch_size)
+    return torch.cat([model.encode(x[i:i + batch_size].to(device)) for i in starts])
 
 # %% ../nbs/31_autoencoder.ipynb #0000001a
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -171,16 +169,15 @@ class RandomBatches:
         if not len(x) or len(x) != len(y):
             raise ValueError(f"expected as many targets as pictures and at least one, but there "
                              f"are {len(x)} pictures and {len(y)} targets")
-        self.x, self.y, self.generator = x, y, generator
-        self.batch_size, self.n_batches = batch_size, n_batches
+        self.x, self.y, self.batch_size, self.n_batches = x, y, batch_size, n_batches
+        self.generator = generator
 
     def __len__(self): return self.n_batches
 
     def __iter__(self):
         for _ in range(self.n_batches):
             i = torch.randint(len(self.x), (self.batch_size,), generator=self.generator)
-            i = i.to(self.x.device)
-            yield self.x[i], self.y[i]
+            yield self.x[i.to(self.x.device)], self.y[i.to(self.x.device)]
 
 # %% ../nbs/31_autoencoder.ipynb #0000001d
 def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -222,9 +219,8 @@ class VAE(Autoencoder):
         try:
             return super().from_pretrained(folder, **{'strict': True, **kwargs})
         except (RuntimeError, TypeError) as e:
-            why = ' '.join(str(e).split())[:300]
             raise ValueError(f"the weights in {Path(folder).name!r} don't fit a {cls.__name__}: "
-                             f"{why}") from e
+                             + ' '.join(str(e).split())[:300]) from e
 
 class VAELoss:
     "`loss_func`, and `kl_weight` times the mean KL divergence in nats."

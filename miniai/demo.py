@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 
-from .autoencoder import Muon
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB, accuracy
 from .checkpoint import atomic_write
 from .classifier import train_classifier
@@ -23,6 +22,7 @@ from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample
 from .guidance import AutoGuidance, GuideModelCB
 from .metrics import ImageEval
+from .muon import Muon
 from .plot import animate, image_grid
 from .results import Results
 from .samplers import DPMSolverScheduler
