@@ -10,6 +10,7 @@ __all__ = ['Autoencoder', 'encode_all', 'psnr', 'reconstruction_loss', 'Reconstr
 import math
 from functools import partial
 from importlib.resources import files
+from operator import index
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ from .learner import Callback, DeviceCB, Learner
 # %% ../nbs/31_autoencoder.ipynb #00000015
 def _config(in_channels, latent_channels, widths, n_blocks, patch, scaling_factor):
     "Returns the settings as plain numbers, as `config.json` keeps them; NumPy's would get lost."
-    in_channels, latent_channels, patch = map(int, (in_channels, latent_channels, patch))
-    widths, n_blocks = [*map(int, widths)], [*map(int, n_blocks)]
+    in_channels, latent_channels, patch = map(index, (in_channels, latent_channels, patch))
+    widths, n_blocks = [*map(index, widths)], [*map(index, n_blocks)]
     if not widths or len(widths) != len(n_blocks) or not 0 < scaling_factor < math.inf:
         raise ValueError(f"expected one number of blocks for each width and a scaling_factor over "
                          f"0, but got {widths=}, {n_blocks=}, {scaling_factor=}")
