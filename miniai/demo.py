@@ -16,12 +16,12 @@ from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 
 from .autoencoder import Muon
-from .autoguidance import AutoGuidance, WeakerSelfCB
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB, accuracy
 from .checkpoint import atomic_write
 from .classifier import train_classifier
 from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample
+from .guidance import AutoGuidance, GuideModelCB
 from .metrics import ImageEval
 from .plot import animate, image_grid
 from .results import Results
@@ -105,7 +105,7 @@ def _train(model, dls, seconds, device):
     nan, settings = NaNStopCB(), recipe(min(model.sample_size))['learner']
     learn = diffusion_learner(model, dls, scheduler, cbs=[ProgressCB(plot=False), nan],
                               device=device, **settings)
-    guide, start = WeakerSelfCB(learn.ema), time.perf_counter()
+    guide, start = GuideModelCB(learn.ema), time.perf_counter()
     learn.n_steps, learn.scheduler = 0, scheduler
     try:
         learn.fit(10**9, cbs=[TimeBudgetCB(seconds), guide], valid=False)

@@ -14,18 +14,18 @@ import time
 
 import torch
 
-from miniai.autoguidance import WeakerSelfCB
 from miniai.callbacks import TimeBudgetCB
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.demo import guided, make_eval, recipe
 from miniai.diffusion import diffusion_learner, sample
+from miniai.guidance import GuideModelCB
 from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
 
 
 class Miniai:
-    "This library, as `miniai demo` uses it, and without guidance."
+    "This library, as `miniai demo` uses it, and without its guide model."
 
     name = 'miniai'
 
@@ -50,7 +50,7 @@ class Miniai:
         self.learn = diffusion_learner(
             self.model, dls, self.scheduler, device='cpu', **self.suited['learner']
         )
-        self.guide = WeakerSelfCB(self.learn.ema)
+        self.guide = GuideModelCB(self.learn.ema)
         self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.guide], valid=False)
         # the last batch of an epoch is smaller
         return self.learn.n_steps*len(images)/len(loader)
