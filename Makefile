@@ -9,8 +9,9 @@ demo: .venv
 	$(BIN)/miniai demo --out demo
 
 test: .venv
+	$(BIN)/ruff check --quiet
 	cd nbs && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 ../$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest tests
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) tests
 
 lab: .venv
 	$(BIN)/jupyter lab nbs/index.ipynb

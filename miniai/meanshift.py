@@ -5,100 +5,95 @@
 # %% auto #0
 __all__ = ['gaussian_kernel', 'meanshift_step', 'estimate_bandwidth', 'MeanShift']
 
-# %% ../nbs/04_meanshift.ipynb #c002
+# %% ../nbs/04_meanshift.ipynb #0000002c
 import math
+from functools import partial
 from itertools import product
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.neighbors import KDTree
 from sklearn.utils.validation import check_is_fitted
 
-# %% ../nbs/04_meanshift.ipynb #c007
+# %% ../nbs/04_meanshift.ipynb #0000002d
 def _positive(value, name):
-    v = float(value)
-    if not (v > 0 and math.isfinite(v)):
+    "`value` as a float, or an error unless it's positive and finite."
+    number = float(value)
+    if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be a positive, finite number, but it is {value}")
-    return v
+    return number
 
-def gaussian_kernel(d, # distances, any shape: a tensor, an array or a number
-                    bandwidth:float # the standard deviation $h$, in the units of `d`
-                   ) -> torch.Tensor:
-    "The normal density at `d`, shape as `d`. Raises `ValueError` for a bandwidth that isn't positive."
+def _points(x, name='X'):
+    "`x` as a finite float64 tensor `(n, d)`, or an error that says what's wrong with it."
+    tensor = isinstance(x, torch.Tensor)
+    x = x.detach() if tensor else np.asarray(x)
+    real = not x.is_complex() and x.dtype != torch.bool if tensor else x.dtype.kind in 'iuf'
+    if not real:
+        raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
+    x = x.double() if tensor else torch.from_numpy(np.array(x, dtype=np.float64))
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape (points, dimensions), neither of them 0, but has "
+                         f"{tuple(x.shape)}; numbers on a line are x[:, None], one point x[None]")
+    bad = (~x.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {len(x)} points in {name} hold NaN or infinity, "
+                         f"first at row {int(bad[0])}; drop or fill them first")
+    return x
+
+def _like(x, out):
+    "The tensor `out` as the user's `x` is: on its device, or a NumPy array."
+    return out.to(x.device) if isinstance(x, torch.Tensor) else out.cpu().numpy()
+
+# %% ../nbs/04_meanshift.ipynb #0000002f
+def gaussian_kernel(d, bandwidth):
+    """The normal density at `d`: a tensor of `d`'s shape.
+
+    `d`: distances, a tensor, an array or a number. `bandwidth`: the standard deviation, in the
+    units of `d`; `ValueError` unless it's positive."""
     h = _positive(bandwidth, 'bandwidth')
     return (-(torch.as_tensor(d)/h)**2/2).exp()/(h*math.sqrt(2*math.pi))
 
-# %% ../nbs/04_meanshift.ipynb #c021
-def _points(x, name='X') -> torch.Tensor:
-    "`x` as a finite `(n, d)` tensor of float32 or float64, or an error that says what's wrong with it."
-    if not isinstance(x, torch.Tensor):
-        x = np.asarray(x)
-        if x.dtype.kind not in 'iuf':
-            raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
-        x = torch.from_numpy(np.ascontiguousarray(x, None if x.dtype in (np.float32, np.float64) else np.float64))
-    elif x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, but its dtype is {x.dtype}")
-    x = x.detach()
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
-    if x.ndim != 2:
-        raise ValueError(f"{name} must have shape (points, dimensions), but it has {tuple(x.shape)}; "
-                                     "numbers on a line are x[:, None], one single point is x[None]")
-    if 0 in x.shape:
-        raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; give at least one point of one dimension")
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        raise ValueError(f"{int(bad.sum())} of {len(x)} points in {name} hold NaN or infinity, "
-                                   f"first at row {int(bad.nonzero()[0])}; drop or fill them first")
-    return x
-
-def _is_gaussian(kernel):
+def _step(x, data, kernel):
+    "Weighted means of `data` around `x` `(m, d)` and the logs of the weights' sums; in bandwidths."
     if kernel not in ('gaussian', 'flat'):
         raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
-    return kernel == 'gaussian'
-
-def _step(q, x, h, kernel, chunk_size=None):
-    "New places `(m, d)` of the points `q`, and how high `x` piles up where they were `(m,)`: its log for a Gaussian."
-    half, chunk = (x**2).sum(1)/(-2*h*h), chunk_size or max(1, 2**20//len(x))
-    new, height = torch.empty_like(q), q.new_empty(len(q)) # made once: small pieces kept between large ones fragment the memory
-    for rows in (slice(i, i + chunk) for i in range(0, len(q), chunk)):
-        c = q[rows]
+    new, height, half = torch.empty_like(x), x.new_empty(len(x)), (data**2).sum(1)/2
+    for rows in torch.arange(len(x), device=x.device).split(max(1, 2**20//len(data))):
+        q = x[rows]
         if kernel == 'flat':
-            w = (torch.cdist(c, x, compute_mode='donot_use_mm_for_euclid_dist') <= h).to(x.dtype)
-            height[rows] = total = w.sum(1)
-            new[rows] = torch.where(total[:, None] > 0, w@x/total.clamp(min=1)[:, None], c) # nobody near: stay
+            distance = torch.cdist(q, data, compute_mode='donot_use_mm_for_euclid_dist')
+            z, own = torch.zeros_like(distance).masked_fill_(distance > 1, -math.inf), 0
         else:
-            z = torch.addmm(half, c/(h*h), x.T)
-            top = z.amax(1, keepdim=True)
-            w = z.sub_(top).clamp_(min=-60).exp_()
-            total = w.sum(1)
-            height[rows] = total.log() + top[:, 0] - (c**2).sum(1)/(2*h*h)
-            new[rows] = w@x/total[:, None]
+            z, own = q@data.T - half, (q**2).sum(1)/2
+        w = torch.softmax(z, 1)
+        # the largest weight is exp(largest z)/sum of exps: this is the log of that sum
+        height[rows] = z.amax(1) - w.amax(1).log() - own
+        new[rows] = torch.where(z.amax(1, keepdim=True) > -math.inf, w@data, q)  # nobody near: stay
     return new, height
 
-def meanshift_step(x, # the points to move `(m, d)`: array or tensor; whole numbers become floats
-                   bandwidth:float, # the kernel's standard deviation, or a flat kernel's radius, in the units of `x`
-                   data=None, # the points that attract `(n, d)`; `x` itself when not given
-                   kernel:str='gaussian', # or 'flat'
-                   chunk_size:int=None # rows at a time; by default about a million weights at a time
-                  ):
-    """The weighted mean of `data` around each point, `(m, d)`, all from the old places; an array for an array. Raises
-    `TypeError` or `ValueError` for points that aren't finite numbers `(n, d)`. Comaniciu and Meer 2002, equation 17."""
-    _is_gaussian(kernel)
+# %% ../nbs/04_meanshift.ipynb #00000030
+def meanshift_step(x, bandwidth, data=None, kernel='gaussian'):
+    """The weighted mean of `data` around each of `x`: `(m, d)`, float64, a tensor for a tensor.
+
+    `x`: points `(m, d)` to move. `bandwidth`: the standard deviation of a Gaussian kernel, or the
+    radius of a flat one. `data`: points `(n, d)` that attract; `x` itself when None. Raises
+    `TypeError` or `ValueError` for points that aren't finite numbers. Comaniciu and Meer 2002,
+    equation 17."""
+    h = _positive(bandwidth, 'bandwidth')
     q = _points(x, 'x')
-    y = q if data is None else _points(data, 'data').to(q)
+    y = q if data is None else _points(data, 'data').to(q.device)
     if q.shape[1] != y.shape[1]:
         raise ValueError(f"x has {q.shape[1]} dimensions but data has {y.shape[1]}")
-    mean = y.mean(0) # squares of small numbers lose fewer digits
-    new = _step(q - mean, y - mean, _positive(bandwidth, 'bandwidth'), kernel, chunk_size)[0] + mean
-    return new if isinstance(x, torch.Tensor) else new.numpy()
+    mean = y.mean(0)  # squares of small numbers lose fewer digits
+    return _like(x, _step((q - mean)/h, (y - mean)/h, kernel)[0]*h + mean)
 
-# %% ../nbs/04_meanshift.ipynb #c027
+# %% ../nbs/04_meanshift.ipynb #00000033
 def _climb(x, step, tol, max_iter):
-    "Move points by `step` until each moves less than `tol`: their ends, the heights there and the steps the slowest took."
-    x, height = x.clone(), x.new_empty(len(x))
-    active, n_iter = torch.arange(len(x), device=x.device), 0
+    "Move points by `step` until each moves less than `tol`: ends, heights, steps of the slowest."
+    x, height, n_iter = x.clone(), x.new_empty(len(x)), 0
+    active = torch.arange(len(x), device=x.device)
     while len(active) and n_iter < max_iter:
         new, height[active] = step(x[active])
         moved = (new - x[active]).norm(dim=1)
@@ -106,129 +101,141 @@ def _climb(x, step, tol, max_iter):
         active, n_iter = active[moved > tol], n_iter + 1
     return x, height, n_iter
 
-# %% ../nbs/04_meanshift.ipynb #c030
 def _merge(ends, height, radius):
-    "Which of `ends` to keep: the highest, then the highest farther than `radius` from it, and so on."
+    "The highest of `ends`, then the highest farther than `radius` from it, and so on: `(k, d)`."
     c = ends.cpu().numpy()
     tree, alive, keep = KDTree(c), np.ones(len(c), bool), []
-    for i in np.lexsort([*c.T[::-1], height.cpu().numpy()])[::-1]: # equal heights: by coordinates, whatever their order was
+    # equal heights go by coordinates, whatever the order of the points was
+    for i in np.lexsort([*c.T[::-1], height.cpu().numpy()])[::-1]:
         if alive[i]:
             alive[tree.query_radius(c[i:i+1], radius)[0]] = False
-            keep.append(i)
-    return torch.tensor(np.array(keep), device=ends.device)
+            keep.append(int(i))
+    return ends[keep]
 
 def _nearest(x, centres):
     "The index `(n,)` of the centre nearest to each point."
-    return torch.cat([torch.cdist(c, centres).argmin(1) for c in x.split(max(1, 2**20//len(centres)))])
+    chunks = x.split(max(1, 2**20//len(centres)))
+    exact = 'donot_use_mm_for_euclid_dist'
+    return torch.cat([torch.cdist(c, centres, compute_mode=exact).argmin(1) for c in chunks])
 
-# %% ../nbs/04_meanshift.ipynb #c035
-def _squeeze(x, gap):
-    "The points with every empty stretch longer than `gap` shortened to it, on each axis; the smallest coordinates become 0."
+# %% ../nbs/04_meanshift.ipynb #00000035
+def _squeeze(x, gap=8):
+    "The points, every empty stretch longer than `gap` shortened to it; on each axis from 0."
     v, order = x.sort(0)
     steps = v.diff(dim=0, prepend=v[:1]).clamp(max=gap)
     return torch.empty_like(x).scatter_(0, order, steps.cumsum(0))
 
-def _corners(u, strides):
-    "For points in units of cells: index and share of each of the `2**d` corners of the cell they are in."
+def _corners(u, shape):
+    "For each corner of the cells that points `u` `(n, d)` are in: flat index and share, `(n,)`."
     low = u.floor()
-    part, first = u - low, (low.long()*strides).sum(1)
-    for bits in product((False, True), repeat=u.shape[1]):
-        b = torch.tensor(bits, device=u.device)
-        yield first + strides[b].sum(), torch.where(b, part, 1 - part).prod(1)
+    part = u - low
+    strides = torch.tensor([math.prod(shape[j + 1:]) for j in range(len(shape))])
+    for corner in product((0, 1), repeat=len(shape)):
+        corner = torch.tensor(corner)
+        index = ((low.long() + corner)*strides).sum(1)
+        yield index, torch.where(corner == 1, part, 1 - part).prod(1)
 
-def _landscape(u, shape, strides, h):
-    "Density `(nodes,)` and shift `(nodes, d)` on a grid of `shape`, for points `u` and bandwidth `h` in cells."
+def _landscape(u, shape, h):
+    "A table `(nodes, d + 1)`: shift and density at each node of a grid, `h` cells to a bandwidth."
     mass = u.new_zeros(math.prod(shape))
-    for i, share in _corners(u, strides):
-        mass.index_add_(0, i, share)
-    f, waves = torch.fft.rfftn(mass.view(shape)), []
-    for j, n in enumerate(shape):
-        freq = (torch.fft.rfftfreq if j == len(shape) - 1 else torch.fft.fftfreq)(n, dtype=u.dtype, device=u.device)
-        w = freq.view([-1 if k == j else 1 for k in range(len(shape))])
-        f *= (-(2*math.pi*w*h)**2/2).exp()/torch.sinc(w)**2
-        waves.append(2*math.pi*w)
-    p = torch.fft.irfftn(f, s=shape).clamp_(min=1e-3) # at least 0.9 around any point; where it's less nobody comes by
-    shift = torch.empty(len(mass), len(shape), dtype=u.dtype, device=u.device)
-    for j, w in enumerate(waves):
-        shift[:, j] = h*h*(torch.fft.irfftn(f*(1j*w), s=shape)/p).flatten()
-    return p.flatten(), shift
+    for index, share in _corners(u, shape):
+        mass.index_add_(0, index, share)
+    # sharing a mass between corners blurs by itself, with a variance of 1/6 on average
+    blur = partial(gaussian_filter, mass.view(shape).numpy(), sigma=(h*h - 1/6)**0.5,
+                   mode='constant', truncate=6)
+    p = blur()
+    slopes = [blur(order=axis.tolist()) for axis in np.eye(len(shape), dtype=int)]
+    shift = [h*h*slope/np.maximum(p, 1e-99) for slope in slopes]
+    return torch.from_numpy(np.stack([*shift, p], -1)).view(-1, len(shape) + 1)
 
-def _climb_grid(x, h, tol, max_iter, reach=8):
-    "As `_climb` for all points of `x`, one from each cell, on a grid; None where a grid would be more work than all pairs."
-    squeezed = _squeeze(x, reach*h)
-    for cell in (h/5, h/3):
-        u = squeezed/cell
-        shape = [-(-int(m + 2 + reach*h/cell)//16)*16 for m in u.amax(0).tolist()] # a margin: Fourier's grid is a ring
-        if math.prod(shape) <= min(2**22, len(x)**2//4):
-            break
-    else:
+# %% ../nbs/04_meanshift.ipynb #00000036
+def _climb_grid(x, tol, max_iter, h=4):
+    "As `_climb`, a point from each cell, on a grid; None where all pairs would be less work."
+    u = _squeeze(x)*h
+    shape = [int(m) + 2 for m in u.amax(0)]
+    if math.prod(shape) > min(2**22, len(x)**2//4):
         return None
-    strides = torch.tensor([math.prod(shape[j+1:]) for j in range(len(shape))], device=x.device)
-    p, shift = _landscape(u, shape, strides, h/cell)
+    table = _landscape(u, shape, h)
     def step(q):
-        new, height = q.clone(), q.new_zeros(len(q))
-        for i, share in _corners(q, strides):
-            new += share[:, None]*shift[i]
-            height += share*p[i]
-        return new, height
-    one = torch.full((len(p),), -1, device=x.device) # any one point of each cell climbs for all of them
-    one[(u.round().long()*strides).sum(1)] = torch.arange(len(u), device=x.device)
+        got = sum(share[:, None]*table[index] for index, share in _corners(q, shape))
+        return q + got[:, :-1], got[:, -1]
+    index, _ = next(_corners(u, shape))
+    one = torch.full((len(table),), -1)
+    one[index] = torch.arange(len(u))  # any one point of each cell climbs for all of them
     one = one[one >= 0]
-    ends, height, n_iter = _climb(u[one], step, tol/cell, max_iter)
-    return x[one] + (ends - u[one])*cell, height, n_iter
+    ends, height, n_iter = _climb(u[one], step, tol*h, max_iter)
+    return x[one] + (ends - u[one])/h, height, n_iter
 
-# %% ../nbs/04_meanshift.ipynb #c039
-def estimate_bandwidth(X, # points `(n, d)`: array or tensor
-                       quantile:float=0.1, # how far down the neighbours to go: a fraction of the points, in (0, 1]
-                       n_samples:int=2000 # look at no more than so many, chosen at random but the same each time
-                      ) -> float:
-    "The mean distance of a point from its `int(n*quantile)`-th neighbour, itself counted as the first."
+# %% ../nbs/04_meanshift.ipynb #0000003a
+def _neighbour_distance(x, quantile, least, n_samples):
+    "The mean distance to the `int(n*quantile)`-th neighbour, or the `least`-th if that's farther."
+    if len(x) > n_samples:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n_samples]
+        x = x[chosen.to(x.device)]
+    k = min(len(x), max(least, int(len(x)*quantile)))
+    distances = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    return float(distances.kthvalue(k, 1).values.mean())
+
+def estimate_bandwidth(X, quantile=0.1, n_samples=2000):
+    """The mean distance of points from their `int(n*quantile)`-th neighbour, themselves the first.
+
+    `X`: points `(n, d)`, of which no more than `n_samples` are looked at, chosen at random but the
+    same each time. `quantile`: in (0, 1]. Where that distance is 0 (few points, or many copies),
+    copies are left out and the second neighbour is the least: 0 only if all points are the same."""
     x = _points(X)
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile must be in (0, 1], but it is {quantile}")
-    if len(x) > n_samples:
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n_samples].to(x.device)]
-    k = max(1, int(len(x)*quantile))
-    return float(torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').kthvalue(k, 1).values.mean())
+    return (_neighbour_distance(x, quantile, 1, n_samples)
+            or _neighbour_distance(x.unique(dim=0), quantile, 2, n_samples))
 
+# %% ../nbs/04_meanshift.ipynb #0000003c
+def _tops(x, kernel, approx, tol, max_iter):
+    "The centres `(k, d)` of points `x`, in bandwidths, and how many steps the slowest point took."
+    step = partial(_step, data=x, kernel=kernel)
+    gaussian, found = kernel == 'gaussian', None
+    if approx and gaussian and x.shape[1] <= 3:  # no finer than the grid is right
+        found = _climb_grid(x.cpu(), max(tol, 0.01), max_iter)
+    ends, height, n_iter = found or _climb(x, step, tol, max_iter)
+    # who still climbs must not hide a top nearby
+    tops = _merge(ends.to(x), height, 0.1 if gaussian else 1)
+    if gaussian:  # a push: tops come back, passes don't
+        push = torch.randn(tops.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        ends, height, _ = _climb(tops + push.to(x)/100, step, tol/100, 10*max_iter)
+        tops = _merge(ends, height, 1)
+    return tops, n_iter
+
+# %% ../nbs/04_meanshift.ipynb #0000003d
 class MeanShift(ClusterMixin, BaseEstimator):
-    """Groups around the tops of the points' density (Comaniciu and Meer 2002). After `fit`: `cluster_centers_` `(k, d)`,
-    the highest first, `labels_` `(n,)`, `n_iter_` and `bandwidth_`; arrays for arrays, tensors for tensors. With `approx`, points
-    in 1 to 3 dimensions find their way on a grid where that's less work; a step there was measured a few hundredths of
-    a bandwidth off at most. Exact steps then settle the centres to a hundredth of `tol`, with `approx` or without."""
-    def __init__(self, bandwidth=None, # a Gaussian's standard deviation or a flat kernel's radius; `estimate_bandwidth` when None
-                 kernel='gaussian', # or 'flat': everyone within the bandwidth counts the same, as in scikit-learn
-                 max_iter=300, # steps at most; ten times as many to settle the few centres
-                 tol=1e-3, # a point has arrived when it moves less than so many bandwidths
-                 chunk_size=None, # points that move at a time; about a million weights' worth when None
-                 approx=True): # False: every point climbs, by exact steps
-        self.bandwidth, self.kernel, self.max_iter, self.tol = bandwidth, kernel, max_iter, tol
-        self.chunk_size, self.approx = chunk_size, approx
+    """Groups around the tops of the points' density, as a scikit-learn estimator.
+
+    `bandwidth`: a Gaussian's standard deviation or a flat kernel's radius; estimated when None.
+    `kernel`: 'gaussian', or 'flat' (everyone within the bandwidth counts the same, as in
+    scikit-learn). `max_iter`: steps at most; ten times as many to settle centres. `tol`: a point
+    has arrived when it moves less than so many bandwidths. `approx`: in 1 to 3 dimensions find the
+    way on a grid where that's less work, to a few hundredths of a bandwidth a step. With it or
+    without, exact steps settle the centres to a hundredth of `tol`.
+
+    After `fit`: `cluster_centers_` `(k, d)` in float64, the highest first, `labels_` `(n,)`,
+    `n_iter_`, and `bandwidth_` (0 if it was to be estimated and all points are the same: that's one
+    group). Arrays for arrays, tensors for tensors. Comaniciu and Meer 2002."""
+    def __init__(self, bandwidth=None, kernel='gaussian', max_iter=300, tol=1e-3, approx=True):
+        self.bandwidth, self.kernel, self.approx = bandwidth, kernel, approx
+        self.max_iter, self.tol = max_iter, tol
 
     def fit(self, X, y=None):
-        "Find the groups of the points `X` `(n, d)`, array or tensor on any device; `y` is ignored. Returns `self`."
-        x = _points(X)
-        gaussian, h = _is_gaussian(self.kernel), self.bandwidth
-        for name in ('max_iter', 'tol') + ('chunk_size',)*(self.chunk_size is not None):
-            _positive(getattr(self, name), name)
-        if h is None and (h := estimate_bandwidth(x, 0.1 if gaussian else 0.3)) == 0:
-            h = 1. # all points the same: any will do
-        self.bandwidth_ = h = _positive(h, 'bandwidth')
-        x = x.to('cpu' if x.device.type == 'mps' else x.device, torch.float64) # MPS has no float64
-        mean = x.mean(0)
-        x = x - mean
-        step = lambda q: _step(q, x, h, self.kernel, self.chunk_size)
-        found = None
-        if self.approx and gaussian and x.shape[1] <= 3: # no finer than the grid is right
-            found = _climb_grid(x, h, max(self.tol, 0.01)*h, self.max_iter)
-        ends, height, self.n_iter_ = found or _climb(x, step, self.tol*h, self.max_iter)
-        centres = ends[_merge(ends, height, h/10 if gaussian else h)] # who still climbs must not hide a top nearby
-        if gaussian: # a push: tops come back, passes don't
-            push = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)*h/100
-            ends, height, _ = _climb(centres + push, step, self.tol*h/100, 10*self.max_iter)
-            centres = ends[_merge(ends, height, h)]
-        self.n_features_in_ = x.shape[1]
-        self.cluster_centers_, self.labels_ = self._like(X, centres + mean), self._like(X, _nearest(x, centres))
+        "Find the groups of `X` `(n, d)`, array or tensor on any device; `y` is ignored. `self`."
+        x, h = _points(X), self.bandwidth
+        tol, max_iter = _positive(self.tol, 'tol'), _positive(self.max_iter, 'max_iter')
+        if h is None:
+            h = estimate_bandwidth(x, quantile=0.3 if self.kernel == 'flat' else 0.1)
+        else:
+            h = _positive(h, 'bandwidth')
+        mean, unit = x.mean(0), h or 1  # all points the same: any unit will do
+        x = (x - mean)/unit
+        centres, self.n_iter_ = _tops(x, self.kernel, self.approx, tol=tol, max_iter=max_iter)
+        self.bandwidth_, self.n_features_in_ = h, x.shape[1]
+        self.cluster_centers_ = _like(X, centres*unit + mean)
+        self.labels_ = _like(X, _nearest(x, centres))
         return self
 
     def predict(self, X):
@@ -237,6 +244,4 @@ class MeanShift(ClusterMixin, BaseEstimator):
         x = _points(X)
         if x.shape[1] != self.n_features_in_:
             raise ValueError(f"X has {x.shape[1]} dimensions, but fit saw {self.n_features_in_}")
-        return self._like(X, _nearest(x, torch.as_tensor(self.cluster_centers_).to(x)))
-
-    def _like(self, X, out): return out.to(X.device) if isinstance(X, torch.Tensor) else out.cpu().numpy()
+        return _like(X, _nearest(x, torch.as_tensor(self.cluster_centers_).to(x)))

@@ -4,56 +4,68 @@
 
 # %% auto #0
 __all__ = ['DDIMScheduler', 'karras_sigmas', 'SigmaScheduler', 'EulerScheduler', 'EulerAncestralScheduler', 'HeunScheduler',
-           'DPMSolverScheduler', 'MomentumScheduler', 'AdamScheduler', 'power_times']
+           'DPMSolverScheduler']
 
-# %% ../nbs/25_samplers.ipynb #c002
+# %% ../nbs/25_samplers.ipynb #00000002
 import math
 
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, SchedulerOutput, randn
+from .schedulers import Scheduler, SchedulerOutput, randn, settings
 
-# %% ../nbs/25_samplers.ipynb #c009
+# %% ../nbs/25_samplers.ipynb #00000013
+def _check_eta(eta):
+    if not (isinstance(eta, (int, float)) and 0 <= eta <= 1):
+        raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (DDPM)")
+
 class DDIMScheduler(Scheduler):
-    "Sampling without fresh noise, or with a share `eta` of it (Song, Meng & Ermon 2021, eq. 12). diffusers' protocol."
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear', clip_sample:bool=True,
-                 set_alpha_to_one:bool=True, # the last step ends on the clean picture, else on time 0
-                 steps_offset:int=0, prediction_type:str='epsilon', clip_sample_range:float=1.,
-                 timestep_spacing:str='leading', # or 'trailing'
-                 eta:float=0. # 0: no noise, 1: as much as `DDPMScheduler`; `step` can override it
-                ):
-        if timestep_spacing == 'linspace':
-            raise ValueError("DDIMScheduler has no timestep_spacing 'linspace' (in diffusers' it jumps to other times than it visits): expected 'leading' or 'trailing'")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, clip_sample, clip_sample_range,
-                         timestep_spacing, steps_offset, set_alpha_to_one=set_alpha_to_one, eta=self._check_eta(eta))
+    """Sampling without fresh noise, or with a share `eta` of it (Song, Meng & Ermon 2021, eq. 12).
+
+    diffusers' protocol. `eta` is 0 for no fresh noise, 1 for as much as `DDPMScheduler`.
+    `set_alpha_to_one`: the last step ends on the clean picture, else on time 0. `timestep_spacing`
+    is 'leading' or 'trailing'. All else is as for `Scheduler`."""
+    def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+                 beta_schedule='linear', clip_sample=True, set_alpha_to_one=True, steps_offset=0,
+                 prediction_type='epsilon', clip_sample_range=1., timestep_spacing='leading',
+                 eta=0.):
+        if timestep_spacing == 'linspace':     # diffusers' jumps to other times than it visits
+            raise ValueError("DDIMScheduler has no 'linspace': expected 'leading' or 'trailing'")
+        _check_eta(eta)
+        super().__init__(**settings(locals()))
 
     def _prepare(self, ts):
         self._ts, self._tables = ts, {}
         return ts
 
     def _table(self, eta, from_clipped):
-        "For each step, how much of x_t, of the model's answer, of the guess at x_0 and of fresh noise make up the next x."
-        acp, one = self.alphas_cumprod.numpy(), np.float32(1)    # single precision, as diffusers computes
+        "For each step, how much of x_t, the answer, the guess and fresh noise make up the next x."
+        acp, one = self.alphas_cumprod.numpy(), np.float32(1)    # single precision, as diffusers
         a = acp[self._ts]
         a_prev = np.append(a[1:], one if self.config.set_alpha_to_one else acp[0])
-        std = np.float32(eta)*np.sqrt(np.maximum((one - a_prev)/(one - a)*(one - a/a_prev), 0))
+        share = (one - a_prev)/(one - a)*(one - a/a_prev)
+        std = np.float32(eta)*np.sqrt(np.maximum(share, 0))
         to_noise = np.sqrt(np.maximum(one - a_prev - std**2, 0))
         ra, rb, none = np.sqrt(a), np.sqrt(one - a), np.zeros_like(a)
-        # the noise in x_t, from x_t itself, from the answer and from x_0
-        noise = (1/rb, none, -ra/rb) if from_clipped else {'epsilon': (none, none + 1, none), 'sample': (1/rb, -ra/rb, none),
-                                                           'v_prediction': (rb, ra, none)}[self.config.prediction_type]
-        return self._rows(noise[0]*to_noise, noise[1]*to_noise, noise[2]*to_noise + np.sqrt(a_prev), std, self._ts)
+        # what of x_t, of the answer and of x_0 makes up the noise in x_t
+        of_x, of_answer, of_x0 = {
+            'epsilon': (none, none + 1, none), 'sample': (1/rb, -ra/rb, none),
+            'v_prediction': (rb, ra, none), 'clipped': (1/rb, none, -ra/rb),
+        }['clipped' if from_clipped else self.config.prediction_type]
+        return self._rows(of_x*to_noise, of_answer*to_noise, of_x0*to_noise + np.sqrt(a_prev),
+                          std, self._ts)
 
-    def step(self, model_output, timestep:int, sample,
-             eta:float=None, # instead of the one this scheduler was made with
-             use_clipped_model_output:bool=False, # work out the noise anew from the clipped guess
-             generator=None, # a `torch.Generator`, or one for each picture
-             return_dict=True):
-        "From x_t to the next time's x: `.prev_sample` and `.pred_original_sample`."
-        i, key = self._find(timestep), (self.config['eta'] if eta is None else eta, bool(use_clipped_model_output))
+    def step(self, model_output, timestep, sample, eta=None, use_clipped_model_output=False,
+             generator=None, return_dict=True):
+        """From x_t to the next time's x: `.prev_sample` and `.pred_original_sample`.
+
+        `eta`: instead of the one this scheduler was made with; `use_clipped_model_output`: work out
+        the noise anew from the clipped guess; `generator`: one, or one for each picture."""
+        i, eta = self._find(timestep), self.config['eta'] if eta is None else eta
+        key = (eta, use_clipped_model_output)
         if key not in self._tables:
-            self._tables[key] = self._table(self._check_eta(key[0]), key[1])
+            _check_eta(eta)
+            self._tables[key] = self._table(*key)
         ct, cm, c0, std, t = self._tables[key][i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
         x = (sample*ct).add_(x0, alpha=c0).add_(model_output, alpha=cm)
@@ -62,64 +74,66 @@ class DDIMScheduler(Scheduler):
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
-    @staticmethod
-    def _check_eta(eta):
-        if not (isinstance(eta, (int, float)) and 0 <= eta <= 1):
-            raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (as much as DDPM)")
-        return eta
+# %% ../nbs/25_samplers.ipynb #00000015
+def karras_sigmas(n, sigma_min, sigma_max, rho=7.) -> np.ndarray:
+    """`n` falling noise levels, evenly spaced in their `rho`-th roots: many small ones.
 
-# %% ../nbs/25_samplers.ipynb #c015
-def karras_sigmas(n:int, sigma_min:float, sigma_max:float, rho:float=7.) -> np.ndarray: # `(n,)` falling
-    "Noise levels evenly spaced in their `rho`-th roots: many small ones (Karras et al. 2022, eq. 5)."
-    return (sigma_max**(1/rho) + np.linspace(0, 1, n)*(sigma_min**(1/rho) - sigma_max**(1/rho)))**rho
+    Karras et al. 2022, eq. 5."""
+    low, high = sigma_min**(1/rho), sigma_max**(1/rho)
+    return (high + np.linspace(0, 1, n)*(low - high))**rho
 
 class SigmaScheduler(Scheduler):
-    "What samplers that count in noise levels share: sigma, the noise in a picture held as x_0 plus noise, for each time to visit and the end."
-    def __init__(self, num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, timestep_spacing, steps_offset, clip_sample=False, clip_sample_range=1., **more):
-        if more.get('final_sigmas_type', 'zero') not in ('zero', 'sigma_min'):
-            raise ValueError(f"unknown final_sigmas_type {more['final_sigmas_type']!r}: expected 'zero' (the clean picture) or 'sigma_min' (the noise of time 0)")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, clip_sample, clip_sample_range,
-                         timestep_spacing, steps_offset, **more)
-        self._all_sigmas = ((1 - self.alphas_cumprod)/self.alphas_cumprod).sqrt().numpy()
+    """What samplers that count in noise levels share. Times as settings are as for `Scheduler`.
+
+    `sigmas` holds, for each time to visit and the end, the standard deviation of the noise in a
+    picture held as x_0 plus noise. `use_karras_sigmas`: levels by `karras_sigmas` instead of by
+    `timestep_spacing`. `final_sigmas_type`: end on the clean picture ('zero'), or on time 0
+    ('sigma_min')."""
+    def __init__(self, **config):
+        final = config.get('final_sigmas_type', 'zero')
+        if final not in ('zero', 'sigma_min'):
+            raise ValueError(f"unknown final_sigmas_type {final!r}: expected 'zero' or 'sigma_min'")
+        super().__init__(**dict(clip_sample=False) | config)
+        acp = self.alphas_cumprod
+        self._all_sigmas = ((1 - acp)/acp).sqrt().numpy()
         self.sigmas = torch.from_numpy(np.append(self._all_sigmas[::-1], np.float32(0)))
 
     def _given(self, times):
         if self.config.get('use_karras_sigmas'):
-            raise ValueError("a list of timesteps and use_karras_sigmas=True are two different choices of times: give one")
+            raise ValueError("give a list of timesteps or use_karras_sigmas=True, not both")
         return super()._given(times)
-
-    @staticmethod
-    def _scalars(*columns):
-        "Rows of tensors of no dimension: they multiply a small picture in half the time that Python's numbers take."
-        return list(zip(*(torch.from_numpy(np.asarray(c, np.float32)).unbind() for c in columns)))
 
     def _sigmas(self, ts): return np.interp(ts, np.arange(len(self)), self._all_sigmas)
 
     def _end_on(self, sigmas):
-        "With the level at which the last step ends, as single-precision numbers; `sigmas` shows them."
-        last = self._all_sigmas[0] if self.config.get('final_sigmas_type') == 'sigma_min' else 0
-        sigmas = np.append(sigmas, last).astype(np.float32)
+        "With the level at which the last step ends, in single precision; `sigmas` shows them."
+        to_time_0 = self.config.get('final_sigmas_type') == 'sigma_min'
+        sigmas = np.append(sigmas, self._all_sigmas[0] if to_time_0 else 0).astype(np.float32)
         self.sigmas = torch.from_numpy(sigmas)
         return sigmas.astype(np.float64)
 
     def _times_of(self, sigmas):
-        "The times, fractions too, that have these noise levels: between two whole ones, in proportion to the logarithm."
-        logs, x = np.log(self._all_sigmas), np.log(np.maximum(sigmas, 1e-10))
-        low = np.clip(np.searchsorted(logs, x, side='right') - 1, 0, len(logs) - 2)
-        w = np.clip((logs[low] - x)/(logs[low] - logs[low + 1]), 0, 1)
-        return (1 - w)*low + w*(low + 1)
+        "The times, fractions too, of these levels: between whole ones, in proportion to the log."
+        return np.interp(np.log(sigmas), np.log(self._all_sigmas), np.arange(len(self)))
 
-# %% ../nbs/25_samplers.ipynb #c016
+    def _guesses(self, s, scale=1.):
+        "How much of the sample, which holds x_0 times `scale`, and of the answer make up x_0."
+        left, none = 1/np.sqrt(s**2 + 1), np.zeros(len(s))
+        p, q = {'epsilon': (none + 1, -s), 'sample': (none, none + 1),
+                'v_prediction': (left**2, -s*left)}[self.config.prediction_type]
+        return self._rows(p/scale, q)
+
+# %% ../nbs/25_samplers.ipynb #00000016
 class EulerScheduler(SigmaScheduler):
-    "Straight steps along the flow, in sigma (Karras et al. 2022, algorithm 2 without churn). diffusers' protocol."
+    """Straight steps along the path, in sigma (Karras et al. 2022, algorithm 2 without churn).
+
+    diffusers' protocol; settings as for `SigmaScheduler`."""
     whole_times = False
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear', prediction_type:str='epsilon',
-                 use_karras_sigmas:bool=False, # levels by `karras_sigmas` instead of by `timestep_spacing`
-                 timestep_spacing:str='linspace', steps_offset:int=0,
-                 final_sigmas_type:str='zero' # end on the clean picture, or on time 0 with 'sigma_min'
-                ):
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, timestep_spacing, steps_offset,
-                         use_karras_sigmas=use_karras_sigmas, final_sigmas_type=final_sigmas_type)
+
+    def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+                 beta_schedule='linear', prediction_type='epsilon', use_karras_sigmas=False,
+                 timestep_spacing='linspace', steps_offset=0, final_sigmas_type='zero'):
+        super().__init__(**settings(locals()))
 
     @property
     def init_noise_sigma(self):
@@ -127,27 +141,29 @@ class EulerScheduler(SigmaScheduler):
         return math.sqrt(s**2 + 1) if self.config.timestep_spacing == 'leading' else s
 
     def _spaced(self, n):                                        # fractions of a time are fine here
-        return np.linspace(0, len(self) - 1, n, dtype=np.float32)[::-1] if self.config.timestep_spacing == 'linspace' else super()._spaced(n).astype(np.float32)
+        if self.config.timestep_spacing == 'linspace':
+            return np.linspace(0, len(self) - 1, n, dtype=np.float32)[::-1]
+        return super()._spaced(n).astype(np.float32)
 
-    def _levels(self, ts):
-        "The times to visit, and their sigmas with the last."
+    def _prepare(self, ts):
         sigmas = self._sigmas(ts)
         if self.config.get('use_karras_sigmas'):
             sigmas = karras_sigmas(len(ts), sigmas[-1], sigmas[0])
             ts = self._times_of(sigmas)
-        return ts.astype(np.float32), self._end_on(sigmas)
+        return self._plan(ts.astype(np.float32), self._end_on(sigmas))
 
-    def _plan(self, s):
-        "Rows of numbers for `step` and `scale_model_input`: what to multiply with at each sigma."
-        now, root, none = s[:-1], np.sqrt(s[:-1]**2 + 1), np.zeros(len(s) - 1)
-        self._scale, self._up = self._scalars(1/root), none.tolist()
-        self._to_x0 = self._rows(*{'epsilon': (none + 1, -now), 'sample': (none, none + 1), 'v_prediction': (1/root**2, -now/root)}[self.config.prediction_type])
-
-    def _prepare(self, ts):
-        ts, s = self._levels(ts)
-        self._plan(s)
-        self._jumps = self._scalars(s[:-1], np.diff(s))
+    def _plan(self, ts, s, jumps=None, up=None):
+        "Write down what `step` and `scale_model_input` multiply with; return the times to visit."
+        now = s[:-1]
+        self._to_x0, self._up = self._guesses(now), np.zeros(len(ts)) if up is None else up
+        self._scale = self._scalars(1/np.sqrt(now**2 + 1))
+        self._jumps = self._scalars(now, np.diff(s) if jumps is None else jumps)
         return ts
+
+    @staticmethod
+    def _scalars(*columns):
+        "Rows of tensors without dimensions: twice as fast on small pictures as Python's numbers."
+        return list(zip(*(torch.from_numpy(c.astype(np.float32)).unbind() for c in columns)))
 
     def scale_model_input(self, sample, timestep):
         "What the model knows: x_0 plus noise, scaled to variance 1 as in training."
@@ -156,123 +172,121 @@ class EulerScheduler(SigmaScheduler):
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         "From one noise level to the next: `.prev_sample` and `.pred_original_sample`."
         i = self._find(timestep)
-        (sigma, jump), x0 = self._jumps[i], self._guess(self._to_x0[i], model_output, sample)
+        sigma, jump = self._jumps[i]
+        x0 = self._guess(self._to_x0[i], model_output, sample)
         slope = (sample - x0).div_(sigma)                        # the noise, as the model sees it
-        x = (self._direction(slope, i)*jump).add_(sample)
+        x = self._move(sample, slope, jump, i)
         if self._up[i]:
             x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=self._up[i])
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
 
-    def _direction(self, slope, i): return slope                 # later in this lesson: anything but that
+    def _move(self, sample, slope, jump, i): return (slope*jump).add_(sample)
 
     def add_noise(self, original_samples, noise, timesteps):
-        "x_0 plus noise of the level at each time `(n,)`: what `step` starts from, not what the model sees."
+        "x_0 plus noise of the level at each time `(n,)`: what `step` starts from."
         ts = timesteps.tolist()
         if min(ts) < 0 or max(ts) > len(self) - 1:
-            raise ValueError(f"times must be from 0 to {len(self) - 1}, but got {min(ts)} to {max(ts)}")
+            raise ValueError(f"times must be from 0 to {len(self) - 1}, but are {ts}")
         known = dict(zip(self._times or [], self.sigmas.tolist()))
-        sigmas = torch.tensor([known[t] if t in known else float(self._sigmas(t)) for t in ts], dtype=original_samples.dtype, device=original_samples.device)
+        sigmas = noise.new_tensor([known.get(t, float(self._sigmas(t))) for t in ts])
         return original_samples + noise*sigmas.view(-1, *[1]*(noise.ndim - 1))
 
     def pred_original_sample(self, model_output, t, sample):
-        "The guess at x_0 that `model_output` at the chosen time `t` amounts to, for a `sample` held as x_0 plus noise."
+        "The guess at x_0 at the chosen time `t`, for a `sample` held as x_0 plus noise."
         return self._guess(self._to_x0[self._find(t)], model_output, sample)
 
-# %% ../nbs/25_samplers.ipynb #c018
+# %% ../nbs/25_samplers.ipynb #00000018
 class EulerAncestralScheduler(EulerScheduler):
-    "A straight step that goes too far down, and fresh noise up again. diffusers' protocol."
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear',
-                 prediction_type:str='epsilon', # or 'v_prediction'
-                 timestep_spacing:str='linspace', steps_offset:int=0):
+    """A straight step that goes too far down, and fresh noise up again. diffusers' protocol.
+
+    `prediction_type` is 'epsilon' or 'v_prediction'; all else is as for `SigmaScheduler`."""
+    def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+                 beta_schedule='linear', prediction_type='epsilon', timestep_spacing='linspace',
+                 steps_offset=0):
         if prediction_type == 'sample':
-            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample' (nor has diffusers'): expected 'epsilon' or 'v_prediction'")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, False, timestep_spacing, steps_offset)
+            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample', nor has "
+                             "diffusers': expected 'epsilon' or 'v_prediction'")
+        SigmaScheduler.__init__(self, **settings(locals()))
 
-    def _prepare(self, ts):
-        ts, s = self._levels(ts)
-        self._plan(s)
+    def _plan(self, ts, s):
         up = np.sqrt(s[1:]**2*(s[:-1]**2 - s[1:]**2)/s[:-1]**2)
-        self._jumps, self._up = self._scalars(s[:-1], np.sqrt(s[1:]**2 - up**2) - s[:-1]), up.tolist()
-        return ts
+        return super()._plan(ts, s, np.sqrt(s[1:]**2 - up**2) - s[:-1], up.tolist())
 
-# %% ../nbs/25_samplers.ipynb #c019
 class HeunScheduler(EulerScheduler):
-    "Two looks per step: Euler's, then a second at its end, and the mean of both slopes (Karras et al. 2022, algorithm 1). diffusers' protocol."
+    """Two looks per step: Euler's, a second at its end, and the mean of both slopes.
+
+    Karras et al. 2022, algorithm 1. diffusers' protocol; settings as for `SigmaScheduler`."""
     order = 2
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=0.00085, beta_end:float=0.012, beta_schedule:str='linear', prediction_type:str='epsilon',
-                 use_karras_sigmas:bool=False, clip_sample:bool=False, clip_sample_range:float=1., timestep_spacing:str='linspace', steps_offset:int=0):
-        SigmaScheduler.__init__(self, num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, timestep_spacing, steps_offset,
-                                clip_sample, clip_sample_range, use_karras_sigmas=use_karras_sigmas)
 
-    def _prepare(self, ts):
-        ts, s = self._levels(ts)
+    def __init__(self, num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012,
+                 beta_schedule='linear', prediction_type='epsilon', use_karras_sigmas=False,
+                 clip_sample=False, clip_sample_range=1., timestep_spacing='linspace',
+                 steps_offset=0):
+        SigmaScheduler.__init__(self, **settings(locals()))
+
+    def _plan(self, ts, s):
         jumps = np.repeat(np.diff(s), 2)[:-1]
-        ts, s = np.repeat(ts, 2)[1:], np.append(np.repeat(s[:-1], 2)[1:], s[-1])     # all but the first are visited twice
+        jumps[1::2] /= 2                         # times the sum of two slopes, the second time
+        ts, s = np.repeat(ts, 2)[1:], np.append(np.repeat(s[:-1], 2)[1:], s[-1])
         self.sigmas = torch.from_numpy(s.astype(np.float32))
-        self._plan(s)
-        jumps[1::2] /= 2                                         # times the sum of two slopes, the second time
-        self._jumps = self._scalars(s[:-1], jumps)
-        return ts
+        return super()._plan(ts, s, jumps)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        "Each time twice: the first step goes ahead, the second goes back and does it better."
-        i = self._find(timestep)
-        (sigma, jump), x0 = self._jumps[i], self._guess(self._to_x0[i], model_output, sample)
-        slope = (sample - x0).div_(sigma)
-        if i % 2 == 0:
-            self._start, self._slope, x = sample, slope, (slope*jump).add_(sample)
-        else:
-            x = slope.add_(self._slope).mul_(jump).add_(self._start)
-        self._i = i + 1
-        return SchedulerOutput(x, x0) if return_dict else (x, x0)
+    def _move(self, sample, slope, jump, i):
+        if i % 2:
+            return slope.add_(self._slope).mul_(jump).add_(self._start)
+        self._start, self._slope = sample, slope
+        return super()._move(sample, slope, jump, i)
 
-# %% ../nbs/25_samplers.ipynb #c021
+# %% ../nbs/25_samplers.ipynb #0000001a
 class DPMSolverScheduler(SigmaScheduler):
-    "DPM-Solver++: the guesses of the last steps show where the next is heading (Lu et al. 2022, algorithm 2). diffusers' protocol."
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear',
-                 solver_order:int=2, # guesses that each step looks at: 1 (DDIM), 2 or 3
-                 prediction_type:str='epsilon',
-                 thresholding:bool=False, # keep guesses within their `dynamic_thresholding_ratio`, at least 1 and at most `sample_max_value`, and scale to 1
-                 dynamic_thresholding_ratio:float=0.995, sample_max_value:float=1., # so by default: clip at 1
-                 lower_order_final:bool=True, # with fewer than 15 steps, end with one of order 2 and one of order 1
-                 use_karras_sigmas:bool=False, final_sigmas_type:str='zero', timestep_spacing:str='linspace', steps_offset:int=0):
+    """DPM-Solver++: the guesses of the last steps show where the next is heading.
+
+    Lu et al. 2022, algorithm 2. diffusers' protocol. `solver_order`: guesses that each step looks
+    at, 1 (DDIM), 2 or 3. `thresholding`: keep guesses within their `dynamic_thresholding_ratio`
+    quantile, at least 1 and at most `sample_max_value`, and scale to 1; by default, clip at 1.
+    `lower_order_final`: with fewer than 15 steps, end with one of order 2 and one of order 1. All
+    else is as for `SigmaScheduler`."""
+    def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+                 beta_schedule='linear', solver_order=2, prediction_type='epsilon',
+                 thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.,
+                 lower_order_final=True, use_karras_sigmas=False, final_sigmas_type='zero',
+                 timestep_spacing='linspace', steps_offset=0):
         if solver_order not in (1, 2, 3):
             raise ValueError(f"solver_order is {solver_order!r}, expected 1, 2 or 3")
         if sample_max_value < 1:
             raise ValueError(f"sample_max_value is {sample_max_value}, expected 1 or more")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, timestep_spacing, steps_offset,
-                         solver_order=solver_order, thresholding=thresholding, dynamic_thresholding_ratio=dynamic_thresholding_ratio, sample_max_value=sample_max_value,
-                         lower_order_final=lower_order_final, use_karras_sigmas=use_karras_sigmas, final_sigmas_type=final_sigmas_type)
+        super().__init__(**settings(locals()))
 
     def _spaced(self, n):
         T, how = len(self), self.config.timestep_spacing
         if how == 'trailing':
             return super()._spaced(n)
-        if how == 'linspace':
-            return np.linspace(0, T - 1, n + 1).round()[::-1][:-1].astype(np.int64)   # one more, and not the last: that is the end
+        if how == 'linspace':                    # one more, and not the last: that is the end
+            return np.linspace(0, T - 1, n + 1).round()[:0:-1].astype(np.int64)
         if T//(n + 1) == 0:
             raise ValueError(f"'leading' has no room for {n} of {T} steps: {T - 1} at most")
-        return (np.arange(n + 1)*(T//(n + 1)))[::-1][:-1] + self.config.steps_offset
+        return (np.arange(n + 1)*(T//(n + 1)))[:0:-1] + self.config.steps_offset
 
     def _prepare(self, ts):
         sigmas = self._sigmas(ts)
         if self.config.use_karras_sigmas:
-            sigmas = karras_sigmas(len(ts), self._all_sigmas[0].item(), self._all_sigmas[-1].item())
+            low, high = self._all_sigmas[[0, -1]].tolist()
+            sigmas = karras_sigmas(len(ts), low, high)
             ts = self._times_of(sigmas)
-            ts = (ts if self.config.beta_schedule == 'squaredcos_cap_v2' else ts.round()).astype(np.int64)
+            cosine = self.config.beta_schedule == 'squaredcos_cap_v2'
+            ts = (ts if cosine else ts.round()).astype(np.int64)
         s = self._end_on(sigmas)
-        left = 1/np.sqrt(s**2 + 1)                               # how much of the picture is left at each level,
-        noise, none = s*left, np.zeros(len(ts))                  # and how much noise there is
-        self._to_x0 = self._rows(*{'epsilon': (1/left[:-1], -s[:-1]), 'sample': (none, none + 1), 'v_prediction': (left[:-1], -noise[:-1])}[self.config.prediction_type])
-        self._keep = (noise[1:]/noise[:-1]).tolist()
-        most = [min(self.config.solver_order, i + 1) for i in range(len(ts))]
-        early_end = self.config.lower_order_final and len(ts) < 15
-        if early_end or s[-1] == 0:
+        left = 1/np.sqrt(s**2 + 1)                       # how much of the picture, at each level
+        self._to_x0 = self._guesses(s[:-1], left[:-1])
+        self._keep = (s[1:]*left[1:]/(s*left)[:-1]).tolist()
+        n, order = len(ts), self.config.solver_order
+        early_end = self.config.lower_order_final and n < 15
+        most = [min(order, i + 1, n - i if early_end else order) for i in range(n)]
+        if s[-1] == 0:
             most[-1] = 1
-        if early_end and len(ts) > 1:
-            most[-2] = min(most[-2], 2)
-        self._weights = [[self._mix(s[:i + 2], order) for order in range(1, m + 1)] for i, m in enumerate(most)]
+        self._weights = [[self._mix(s[:i + 2], k + 1) for k in range(m)]
+                         for i, m in enumerate(most)]
         self._past = []
         return ts
 
@@ -280,82 +294,39 @@ class DPMSolverScheduler(SigmaScheduler):
         x0 = super()._guess(pair, model_output, sample)
         if not self.config.thresholding:
             return x0
-        most = self.config.sample_max_value
-        if most == 1:
-            return x0.clamp(-1, 1)
-        limit = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, 1).clamp(1, most).view(-1, *[1]*(x0.ndim - 1))
+        limit = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, 1)
+        limit = limit.clamp(1, self.config.sample_max_value).view(-1, *[1]*(x0.ndim - 1))
         return x0.clamp(-limit, limit)/limit
 
     def _mix(self, s, order):
-        "How much of the last `order` guesses, newest first, goes into the step between the last two levels of `s` (Lu et al. 2022, appendix B)."
+        """How much of the last `order` guesses, newest first, goes into the next x.
+
+        For the step between the last two levels of `s` (Lu et al. 2022, appendix B)."""
         left, share = 1/math.sqrt(s[-1]**2 + 1), 1 - s[-1]/s[-2]
         now = left*share
         if order == 1 or s[-1] == s[-2]:
-            return [now]            # (a step of no length, where the last level is the end)
-        h, h0 = math.log(s[-2]/s[-1]), math.log(s[-3]/s[-2])     # steps in the log of the signal-to-noise ratio: the natural time
+            return [now]                  # (a step of no length, where the last level is the end)
+        h, h0 = math.log(s[-2]/s[-1]), math.log(s[-3]/s[-2])            # steps in -log(sigma)
         if order == 2:
             return [now*(1 + h/h0/2), -now*h/h0/2]
         h1 = math.log(s[-4]/s[-3])
-        c1, c2 = left*(1 - share/h), left*(0.5 - (h - share)/h**2)            # for the guess's slope and its bend
         r0, r1 = h0/h, h1/h
-        new, old = c1*(1 + r0/(r0 + r1)) + c2/(r0 + r1), -(c1*r0 + c2)/(r0 + r1)   # of the last rise of the guess, and of the one before
+        c1, c2 = left*(1 - share/h), left*(0.5 - (h - share)/h**2)      # of the slope and its bend
+        # of the last rise of the guess, and of the one before
+        new, old = c1*(1 + r0/(r0 + r1)) + c2/(r0 + r1), -(c1*r0 + c2)/(r0 + r1)
         return [now + new/r0, old/r1 - new/r0, -old/r1]
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        "From one time to the next: `.prev_sample` and `.pred_original_sample`. Nothing in it is random: `generator` is not used."
+        """From one time to the next: `.prev_sample` and `.pred_original_sample`.
+
+        Nothing in it is random: `generator` is not used."""
         i = self._find(timestep)
         x0 = self._guess(self._to_x0[i], model_output, sample)
-        past = [] if i != self._i or i == 0 else self._past      # guesses of another run don't count
+        past = [] if i != self._i or i == 0 else self._past      # another run's don't count
         self._past = [x0, *past][:self.config.solver_order]
         x = sample*self._keep[i]
-        for weight, guess in zip(self._weights[i][min(len(self._past), len(self._weights[i])) - 1], self._past):
+        order = min(len(self._past), len(self._weights[i]))
+        for weight, guess in zip(self._weights[i][order - 1], self._past):
             x.add_(guess, alpha=weight)
         self._i = i + 1
         return SchedulerOutput(x, x0) if return_dict else (x, x0)
-
-# %% ../nbs/25_samplers.ipynb #c038
-class MomentumScheduler(EulerScheduler):
-    "Euler's steps along a running mean of the slopes, as an optimizer with momentum takes them. Not in diffusers."
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear', prediction_type:str='epsilon',
-                 use_karras_sigmas:bool=False, timestep_spacing:str='linspace', steps_offset:int=0, final_sigmas_type:str='zero',
-                 momentum:float=0.5 # how much of the mean is old; negative: away from it. More than -1 and less than 1
-                ):
-        if not -1 < momentum < 1:
-            raise ValueError(f"momentum is {momentum!r}, expected a number between -1 and 1, both excluded")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, use_karras_sigmas, timestep_spacing, steps_offset, final_sigmas_type)
-        self.config['momentum'] = momentum
-
-    def _direction(self, slope, i):
-        new = i == 0 or i != self._i                             # another run: forget the old one
-        self._mean = slope if new else torch.lerp(slope, self._mean, self.config.momentum)
-        return self._mean
-
-# %% ../nbs/25_samplers.ipynb #c039
-class AdamScheduler(EulerScheduler):
-    "Euler's steps along Adam's direction: a running mean of the slopes over the root of that of their squares (Kingma & Ba 2015, algorithm 1). Not in diffusers."
-    def __init__(self, num_train_timesteps:int=1000, beta_start:float=1e-4, beta_end:float=0.02, beta_schedule:str='linear', prediction_type:str='epsilon',
-                 use_karras_sigmas:bool=False, timestep_spacing:str='linspace', steps_offset:int=0, final_sigmas_type:str='zero',
-                 betas:tuple=(0., 0.9), # how much of the mean of slopes (may be negative) and of squares is old
-                 per_pixel:bool=False, # a mean square for each pixel, as Adam has it, or one for each picture
-                 eps:float=1e-8):
-        if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"betas are {betas!r}, expected two numbers, from -1 to 1 and from 0 to 1")
-        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type, use_karras_sigmas, timestep_spacing, steps_offset, final_sigmas_type)
-        self.config.update(betas=tuple(betas), per_pixel=per_pixel, eps=eps)
-
-    def _direction(self, slope, i):
-        (b1, b2), square = self.config.betas, slope.square()
-        if not self.config.per_pixel:
-            square = square.mean(tuple(range(1, slope.ndim)), keepdim=True)
-        if i == 0 or i != self._i:
-            self._m, self._v, self._n = torch.zeros_like(slope), torch.zeros_like(square), 0
-        self._m, self._v, self._n = b1*self._m + (1 - b1)*slope, b2*self._v + (1 - b2)*square, self._n + 1
-        return self._m/(1 - b1**self._n)/((self._v/(1 - b2**self._n)).sqrt() + self.config.eps)
-
-# %% ../nbs/25_samplers.ipynb #c047
-def power_times(n:int, power:float=0.6, num_train_timesteps:int=1000) -> list: # `n` falling times
-    "Times to visit for `set_timesteps` and `sample`: even at power 1, closer together near the picture the larger it is, near the noise the smaller."
-    ts = [round(num_train_timesteps*(1 - i/n)**power) - 1 for i in range(n)]
-    if len(set(ts)) < n or ts[-1] < 0:
-        raise ValueError(f"{n} times of {num_train_timesteps} at power {power} fall together: take fewer, or a power nearer to 1")
-    return ts

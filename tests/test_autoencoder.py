@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from miniai import autoencoder as A
-from miniai.data import DataLoaders, TensorLoader, captioned_digits, load_digits
+from miniai.captions import captioned_digits
+from miniai.data import DataLoaders, TensorLoader, load_digits
 from miniai.unet import UNet
 
 MINIAI = str(Path(sys.executable).parent / 'miniai')

@@ -1,74 +1,296 @@
-"""The judge of captioned pictures: what it measures, against what was drawn, and what it won't take."""
+"""Captioned digits, and the judge that reads them: against what was drawn, and what they refuse."""
 
 import os
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import ndimage
 from torch.nn import functional as F
 
 from miniai.captions import (
+    ATTRIBUTES,
+    COLOURS,
+    SLANT,
     CaptionJudge,
-    between,
-    firm,
+    captioned_digits,
+    colour,
+    digit_caption,
+    held_out_pairs,
     ink_map,
     measure_colours,
+    middle_lines,
+    midpoint_thresholds,
     name_colours,
-    shaken,
+    place,
+    slant_of,
+    stretch_contrast,
     stroke_width,
+    thin,
     train_judge,
+    with_pen,
 )
-from miniai.data import ATTRIBUTES, COLOURS, captioned_digits, colour, slant_of
+from miniai.data import DataLoaders, images_to_tensor, load_digits, load_images
+
+needs_mnist = pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get('MINIAI_DATA', ''), 'mnist')),
+    reason='no local copy of MNIST in MINIAI_DATA',
+)
 
 
 @pytest.fixture(scope='module')
-def digits():
-    return captioned_digits(n_train=1500, n_test=1500, seed=3)
+def captioned():
+    return captioned_digits(n_train=1500, n_test=600)
+
+
+@pytest.fixture(scope='module')
+def written():
+    "The 360 test digits at 32x32: how much ink there is."
+    return (images_to_tensor(load_digits(32)['test']['image'])[:, 0] + 1) / 2
+
+
+# drawing
+
+
+def test_thinning_keeps_the_parts_and_the_holes(written):
+    b = (place(written, torch.zeros(360), 64) > 0.45).numpy()
+    lines, eight = thin(b), np.ones((3, 3))
+
+    def count(o, s=None):
+        return np.array([ndimage.label(q, s)[1] for q in o])
+
+    assert (lines <= b).all() and lines.sum() < 0.3 * b.sum()
+    assert (count(lines, eight) == count(b, eight)).all()
+    assert (count(1 - lines) == count(~b)).mean() > 0.99  # holes: the papers around and inside
+    blocks = ndimage.convolve(lines, np.ones((1, 2, 2)), mode='constant')
+    assert (blocks < 4).mean() > 0.999  # no block of four pixels is left
+    assert (thin(lines) == lines).all()
+
+
+@pytest.mark.parametrize('slant', SLANT.values())
+def test_slants_are_set_as_they_are_measured(written, slant):
+    assert (slant_of(place(written, torch.full((360,), slant), 64)) - slant).abs().max() < 0.06
+    lines = middle_lines(written[:100], torch.full((100,), slant))
+    drawn = with_pen(lines, torch.full((100,), 3.5)) / 255
+    assert (slant_of(drawn) - slant).abs().median() < 0.08
+
+
+def test_a_thick_pen_leaves_the_holes_of_digits_open(written):
+    "Holes of nine pixels and more under a thin pen are still there under a thick one."
+    lines = middle_lines(written, torch.zeros(360))
+    thin_pen, thick_pen = (with_pen(lines, torch.full((360,), w)) for w in (2.0, 5.5))
+
+    def holes(o, least):
+        papers, n = ndimage.label(o.numpy() < 128)
+        around = papers[0, 0]
+        return sum((papers == k).sum() >= least for k in range(1, n + 1) if k != around)
+
+    before = np.array([holes(o, 9) for o in thin_pen])
+    after = np.array([holes(o, 1) for o in thick_pen])
+    assert before.sum() > 150 and (after >= before).mean() > 0.9
+
+
+def test_a_picture_depends_on_its_index_and_seed_alone(captioned):
+    again = captioned_digits(n_train=40, n_test=30)
+    other = captioned_digits(n_train=40, n_test=30, seed=1)
+    for k in captioned:
+        n = len(again[k])
+        assert torch.equal(again[k].x[:], captioned[k].x[:n])
+        assert again[k].captions == captioned[k].captions[:n]
+        assert not torch.equal(other[k].attributes, again[k].attributes)
+
+
+# the table
+
+
+def test_rows_columns_and_batches_agree(captioned):
+    ds, rows = captioned['train'], torch.tensor([5, 2, 700])
+    assert ds.x.shape == (1500, 3, 32, 32) and ds.x[rows].shape == (3, 3, 32, 32)
+    assert torch.equal(ds.x[rows][1], ds.x[2]) and torch.equal(ds.x[-1], ds.x[:][-1])
+    row = ds[2]
+    assert list(row) == ds.column_names
+    assert row['caption'] == ds['caption'][2] == ds.captions[rows][1]
+    bytes_ = ((ds.x[2] + 1) * 127.5).round().byte().numpy()
+    assert np.array_equal(np.asarray(row['image']).transpose(2, 0, 1), bytes_)
+    numbers = [ATTRIBUTES[k].index(row[k]) for k in list(ATTRIBUTES)[1:]]
+    assert numbers == ds.attributes[2, 1:].tolist() and row['label'] == ds.attributes[2, 0]
+    assert len(list(ds)) == 1500
+    with pytest.raises(IndexError):
+        ds[1500]
+    with pytest.raises(KeyError, match='no column'):
+        ds['hue']
+
+
+@pytest.mark.parametrize('kind', ['mask', 'numbers', 'slice'])
+def test_pictures_captions_and_attributes_are_indexed_alike(captioned, kind):
+    ds = captioned['test']
+    mask = ds.attributes[:, 0] == 7
+    mask[100:] = False
+    i = dict(mask=mask, numbers=mask.nonzero()[:, 0], slice=slice(3, 9))[kind]
+    names = [[ATTRIBUTES['label'][d], list(COLOURS)[c]] for d, c in ds.attributes[i, :2].tolist()]
+    assert len(ds.x[i]) == len(ds.captions[i]) == len(names) > 2
+    assert all(d in c and ink in c for (d, ink), c in zip(names, ds.captions[i]))
+
+
+def test_selected_rows_are_a_table_again(captioned):
+    ds = captioned['train'].select([7, 3])
+    assert len(ds) == 2 and ds[1] == captioned['train'][3]
+    assert torch.equal(ds.x[:], captioned['train'].x[torch.tensor([7, 3])])
+
+
+def test_held_out_pairs_are_in_unseen_only(captioned):
+    colours, inks = map(set, held_out_pairs())
+    assert len(colours) == 8 and len(inks) == 10
+
+    def bad(ds):
+        rows = zip(ds['label'], ds['ink'], ds['paper'])
+        return [((i, p) in colours) or ((d, i) in inks) for d, i, p in rows]
+
+    assert not any(bad(captioned['train'])) and not any(bad(captioned['test']))
+    assert all(bad(captioned['unseen']))
+    free = captioned_digits(n_train=500, n_test=1, held_out=False)
+    assert set(free) == {'train', 'test'} and 0.15 < np.mean(bad(free['train'])) < 0.35
+
+
+def test_combinations_are_all_there_and_about_equally_often(captioned):
+    ink, paper, thickness, slant = captioned['train'].attributes[:, 1:].T
+    pairs = torch.bincount(ink * 8 + paper, minlength=64).view(8, 8)
+    assert (pairs > 0).sum() == 48 and (pairs.diagonal() == 0).all()
+    assert all((k.bincount() - 500).abs().max() < 80 for k in (thickness, slant))
+
+
+def test_train_and_test_come_from_other_digits(captioned):
+    shapes = [{o.numpy().tobytes() for o in captioned[k].x.shapes} for k in ('train', 'test')]
+    assert not shapes[0] & shapes[1]
+
+
+def test_dark_ink_on_light_paper_is_understood():
+    small = {k: ds.select(range(30)) for k, ds in load_digits().items()}
+
+    def turn(row):
+        return {'image': Image.fromarray(255 - np.asarray(row['image']))}
+
+    turned = {k: ds.map(turn) for k, ds in small.items()}
+    a, b = (captioned_digits(d, n_train=60, n_test=20) for d in (small, turned))
+    assert (a['train'].x[:] - b['train'].x[:]).abs().mean() < 0.02
+
+
+def test_a_set_of_threes_and_sevens_keeps_their_names(tmp_path):
+    from datasets import load_dataset
+
+    dd = load_digits()
+    for k, ds in dd.items():
+        for i, row in enumerate(r for r in ds.select(range(60)) if r['label'] in (3, 7)):
+            folder = tmp_path / k / str(row['label'])
+            folder.mkdir(parents=True, exist_ok=True)
+            row['image'].save(folder / f'{i}.png')
+    names = load_dataset(str(tmp_path))['train'].features['label'].names
+    assert names == ['3', '7']
+    ds = captioned_digits(tmp_path, n_train=40, n_test=10)['train']
+    assert set(ds['label']) == {3, 7} and all('three' in c or 'seven' in c for c in ds.captions)
+
+
+def test_captions_go_through_a_learner(captioned):
+    from miniai.learner import Callback, DeviceCB, Learner
+
+    got = []
+
+    class Read(Callback):
+        def before_batch(self, learn):
+            x, captions = learn.batch
+            got.extend(captions)
+            learn.batch = x, torch.tensor([float('red' in c) for c in captions])
+
+    dls = DataLoaders.from_dataset(captioned, batch_size=500, target='caption', device='cpu')
+    linear = torch.nn.Linear(3072, 1)
+    model = torch.nn.Sequential(torch.nn.Flatten(), linear, torch.nn.Flatten(0))
+    cbs = [DeviceCB('cpu'), Read()]
+    Learner(model, dls, torch.nn.MSELoss(), 1e-4, cbs).fit(1)
+    assert sorted(got) == sorted(captioned['train'].captions)  # train and valid
+
+
+@needs_mnist
+def test_captioned_mnist():
+    ds = captioned_digits('ylecun/mnist', n_train=200, n_test=100)['train']
+    assert ds.x[:].shape == (200, 3, 32, 32) and len(set(ds['ink'])) == 8
+
+
+def relabelled(values):
+    return {
+        k: ds.remove_columns('label').add_column('label', [values] * len(ds))
+        for k, ds in load_digits().items()
+    }
+
+
+@pytest.mark.parametrize(
+    'call,match',
+    [
+        (lambda: captioned_digits(size=8), '16 or more'),
+        (lambda: captioned_digits(n_train=1, n_test=360 * 504 + 1), 'at most'),
+        (lambda: captioned_digits(n_train=0), 'at most'),
+        (lambda: colour('teal'), "unknown colour 'teal'.*magenta"),
+        (lambda: digit_caption(7, 'red', 'teal'), "unknown colour 'teal'.*cyan"),
+        (lambda: digit_caption(7, 'red', 'blue', 'fat'), 'thin, normal, thick'),
+        (lambda: digit_caption(11, 'red', 'blue'), '0 to 9'),
+        (lambda: captioned_digits({'train': load_digits()['train']}), "'train' and 'test'"),
+        (lambda: captioned_digits(load_digits().remove_columns('label')), "column 'label'"),
+        (lambda: captioned_digits(relabelled(42)), '42'),
+    ],
+)
+def test_bad_arguments_for_captions(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    'kw,match',
+    [
+        (dict(size=28), 'size=28'),
+        (dict(channels=1), 'channels=1'),
+        (dict(target='hue'), "no column 'hue'"),
+    ],
+)
+def test_bad_arguments_for_loaders_of_captions(captioned, kw, match):
+    with pytest.raises(ValueError, match=match):
+        DataLoaders.from_dataset(captioned, device='cpu', **kw)
+
+
+# the judge
 
 
 def measured(ds):
     x, judge = ds.x[:], CaptionJudge().eval()
-    return {
-        k: (v == a).float().mean().item()
-        for (k, v), a in zip(judge(x).items(), ds.attributes.T)
-        if k != 'label'
-    }
+    read = zip(judge(x).items(), ds.attributes.T)
+    return {k: (v == a).float().mean().item() for (k, v), a in read if k != 'label'}
+
+
+def good(got):
+    goals = dict(ink=0.98, paper=0.98, thickness=0.95, slant=0.95)
+    return all(got[k] >= v for k, v in goals.items())
 
 
 @pytest.mark.parametrize('split', ['test', 'unseen'])
-def test_measurements_on_real_digits_and_the_shipped_borders(digits, split):
-    goals = dict(ink=0.98, paper=0.99, thickness=0.95, slant=0.95)
-    got = measured(digits[split])
-    assert all(got[k] >= v for k, v in goals.items()), got
+def test_measurements_on_real_digits_and_the_shipped_borders(captioned, split):
+    got = measured(captioned[split])
+    assert good(got), got
 
 
-@pytest.mark.skipif(
-    not os.path.isdir(os.path.join(os.environ.get('MINIAI_DATA', ''), 'mnist')),
-    reason='no local copy of MNIST in MINIAI_DATA',
-)
+@needs_mnist
 def test_measurements_on_mnist():
-    from miniai.data import load_images
-
     dd = load_images('ylecun/mnist')
-    got = measured(
-        captioned_digits(
-            {'train': dd['train'].select(range(100)), 'test': dd['test'].select(range(1500))},
-            n_train=100,
-            n_test=1500,
-        )['test']
-    )
-    assert (
-        got['ink'] >= 0.98
-        and got['paper'] >= 0.99
-        and got['thickness'] >= 0.95
-        and got['slant'] >= 0.95
-    ), got
+    few = {'train': dd['train'].select(range(10)), 'test': dd['test'].select(range(500))}
+    got = measured(captioned_digits(few, n_train=10, n_test=500)['test'])
+    assert good(got), got
 
 
-def test_the_borders_are_what_training_pictures_say(digits):
-    ds, judge = digits['train'], CaptionJudge()
-    m = firm(ink_map(ds.x[:]))
-    assert torch.allclose(between(stroke_width(m), ds.attributes[:, 3]), judge.widths, atol=0.15)
-    assert torch.allclose(between(slant_of(m), ds.attributes[:, 4]), judge.slants, atol=0.02)
+def test_the_borders_are_what_training_pictures_say(captioned):
+    ds, judge = captioned['train'], CaptionJudge()
+    m = stretch_contrast(ink_map(ds.x[:]))
+    widths = midpoint_thresholds(stroke_width(m), ds.attributes[:, 3])
+    slants = midpoint_thresholds(slant_of(m), ds.attributes[:, 4])
+    assert torch.allclose(widths, judge.widths, atol=0.15), widths
+    assert torch.allclose(slants, judge.slants, atol=0.02), slants
 
 
 @pytest.mark.parametrize('w,h', [(2, 20), (3, 24), (5, 10), (8, 8)])
@@ -81,66 +303,52 @@ def test_width_of_a_bar_is_twice_area_over_outline(w, h):
     assert abs(stroke_width(big).item() / exact - 1) < 0.03  # in pixels of 32, whatever the size
 
 
-def test_slant_of_a_sheared_bar():
+@pytest.mark.parametrize('s', [-0.5, -0.2, 0.0, 0.3])
+def test_slant_of_a_sheared_bar(s):
     y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(64.0) - 31.5, indexing='ij')
-    for s in (-0.5, -0.2, 0.0, 0.3):
-        assert (
-            abs(slant_of(((x + s * y).abs() < 4).float()[None]).item() - s) < 0.08 * abs(s) + 1e-4
-        )
+    measured = slant_of(((x + s * y).abs() < 4).float()[None]).item()
+    assert abs(measured - s) < 0.08 * abs(s) + 1e-4
 
 
 def test_every_pair_of_colours_is_named():
     m = torch.zeros(32, 32)
     m[8:24, 12:18] = 1
-    for ink in COLOURS:
-        for paper in COLOURS:
-            if ink == paper:
-                continue
-            c, p = colour(ink)[:, None, None], colour(paper)[:, None, None]
-            i, q = map(name_colours, measure_colours((p + m * (c - p))[None]))
-            assert (list(COLOURS)[i], list(COLOURS)[q]) == (ink, paper)
+    for ink, paper in ((a, b) for a in COLOURS for b in COLOURS if a != b):
+        c, p = colour(ink)[:, None, None], colour(paper)[:, None, None]
+        i, q = map(name_colours, measure_colours((p + m * (c - p))[None]))
+        assert (list(COLOURS)[i], list(COLOURS)[q]) == (ink, paper)
 
 
 def test_larger_pictures_are_judged_alike():
-    small, large = (captioned_digits(n_train=1, n_test=150, size=s)['test'] for s in (32, 64))
+    small, large = (captioned_digits(n_train=1, n_test=120, size=s)['test'] for s in (32, 64))
     assert torch.equal(small.attributes, large.attributes)
-    got = measured(large)
-    assert got['thickness'] >= 0.95 and got['slant'] >= 0.95 and got['ink'] >= 0.98, got
+    assert good(measured(large)), measured(large)
 
 
 def test_an_empty_tile_has_no_digit():
     seen = CaptionJudge().eval()(colour('red')[:, None, None].expand(2, 3, 32, 32))
-    assert seen['paper'].tolist() == [2, 2] and all(
-        (seen[k] == -1).all() for k in ('label', 'thickness', 'slant')
-    )
+    assert seen['paper'].tolist() == [2, 2]
+    assert all((seen[k] == -1).all() for k in ('label', 'thickness', 'slant'))
 
 
-def test_score_counts_what_is_asked(digits):
-    judge, ds = CaptionJudge().eval(), digits['test']
+def test_score_counts_what_is_asked(captioned):
+    judge, ds = CaptionJudge().eval(), captioned['test']
     x, a = ds.x[:100], ds.attributes[:100].clone()
     a[:50, 1] = (a[:50, 1] + 1) % 8
     assert judge.score(x, dict(ink=a[:, 1]))['ink'] == 0.5
     a[:50, 1] = -1
     assert judge.score(x, dict(ink=a[:, 1])) == dict(ink=1.0, all=1.0)
-    whole = judge.score(x, a)
-    seen = judge(x)
+    whole, seen = judge.score(x, a), judge(x)
     ok = torch.stack([(seen[k] == a[:, i]) | (a[:, i] == -1) for i, k in enumerate(ATTRIBUTES)])
-    assert whole['all'] == pytest.approx(ok.all(0).float().mean().item()) and whole[
-        'colours'
-    ] == pytest.approx(ok[:3].all(0).float().mean().item())
-
-
-def test_shaking_nothing_changes_nothing():
-    m = torch.rand(5, 1, 32, 32) * 2 - 1
-    assert torch.allclose(shaken(m, 0.0), m, atol=1e-5) and not torch.allclose(
-        shaken(m), m, atol=0.1
-    )
+    assert whole['all'] == pytest.approx(ok.all(0).float().mean().item())
+    assert whole['colours'] == pytest.approx(ok[:3].all(0).float().mean().item())
+    assert np.isnan(judge.score(x, dict(ink=torch.full((100,), -1)))['ink'])
 
 
 def test_a_short_training_beats_luck_by_far():
     judge = train_judge(n_pictures=1500)
-    ds = captioned_digits(n_train=1, n_test=500)['test']
-    assert judge.score(ds.x[:], ds.attributes)['label'] > 0.4
+    ds = captioned_digits(n_train=1, n_test=300)['test']
+    assert judge.score(ds.x[:], ds.attributes)['label'] > 0.3
 
 
 @pytest.mark.parametrize(

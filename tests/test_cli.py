@@ -1,5 +1,5 @@
-"""The command as a user meets it: whole files, one line for a mistake, Ctrl-C without loss."""
-
+"""The command as a user meets it: whole files, one line for a mistake, nothing lost."""
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,213 +13,248 @@ from PIL import Image
 from torch.nn import functional as F
 
 from miniai import cli
-from miniai.diffusion import diffusion_learner
+from miniai import demo as D
+from miniai.data import images_to_tensor, load_digits
+from miniai.plot import to_pil
 from miniai.unet import UNet
 
-MINIAI = str(Path(sys.executable).parent / 'miniai')
+MINIAI = str(Path(sys.executable).parent/'miniai')
 FILES = ['denoise.gif', 'digits.png', 'model']
+ENV = {**os.environ, 'PYTHONUNBUFFERED': '1'}
 
 
-def run(*args, cwd, **kw):
-    return subprocess.run([MINIAI, *map(str, args)], cwd=cwd, capture_output=True, text=True, **kw)
+def start(*args, cwd):
+    "The command in a process of its own, where an interrupt arrives even in a background job."
+    def hear(): signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return subprocess.Popen(
+        [MINIAI, *map(str, args)], cwd=cwd, env=ENV, text=True, preexec_fn=hear,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    "A folder in which `miniai demo --seconds 4` was run."
-    folder = tmp_path_factory.mktemp('demo')
-    out = run('demo', '--seconds', 4, '--out', 'demo', cwd=folder)
-    assert out.returncode == 0, out.stderr
-    return folder, out.stdout
+def run(*args, cwd):
+    p = start(*args, cwd=cwd)
+    text = p.communicate(timeout=200)[0]
+    return p.returncode, text
 
 
-def test_demo_writes_what_it_promises(trained):
-    folder, text = trained
-    assert sorted(os.listdir(folder / 'demo')) == FILES
-    assert (
-        Image.open(folder / 'demo' / 'digits.png').size[0] > 800
-        and Image.open(folder / 'demo' / 'denoise.gif').n_frames > 10
-    )
-    model = UNet.from_pretrained(folder / 'demo' / 'model')
-    assert model(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
-    for word in (
-        'FID against train',
-        'FID against held-out',
-        'floor',
-        'copy check',
-        'images/s',
-        '1,440 new',
-        'classifier',
-    ):
-        assert word in text
-    assert '\r' not in text and len(text.splitlines()) < 40  # no bar where there is no terminal
-
-
-def test_sample_draws_the_same_for_the_same_seed(trained):
-    folder, _ = trained
-    for name, seed in (('a', 1), ('b', 1), ('c', 2)):
-        assert (
-            run(
-                'sample',
-                'demo/model',
-                '--n',
-                4,
-                '--steps',
-                5,
-                '--seed',
-                seed,
-                '--out',
-                f'{name}.png',
-                cwd=folder,
-            ).returncode
-            == 0
-        )
-    a, b, c = ((folder / f'{n}.png').read_bytes() for n in 'abc')
-    assert a == b != c
-
-
-@pytest.mark.parametrize(
-    'args,words',
-    [
-        (('demo', '--data', 'mnits'), "no data set called 'mnits'"),
-        (('demo', '--data', 'nobody-here/no-such-set'), 'MINIAI_DATA'),
-        (('demo', '--data', './empty'), 'empty'),
-        (('demo', '--data', './unequal'), 'different sizes'),
-        (('demo', '--data', './oblong'), 'multiples of'),
-        (('demo', '--size', '6'), 'at least 8x8'),
-        (('demo', '--out', 'file/below'), "can't write"),
-        (('demo', '--seconds', '0'), 'not more than 0'),
-        (('demo', '--seconds', 'nan'), 'not more than 0'),
-        (('demo', '--device', 'abacus'), 'abacus'),
-        (('sample', 'empty'), 'no saved model'),
-        (('sample', 'nowhere'), 'no saved model'),
-        (('sample', 'MODEL', '--steps', '0'), '1 to 1000'),
-        (('sample', 'MODEL', '--steps', '1001'), '1 to 1000'),
-        (('sample', 'MODEL', '--n', '0'), 'not more than 0'),
-        (('sample', 'MODEL', '--out', 'x.txt'), 'picture file'),
-    ],
-)
-def test_a_mistake_costs_one_line(trained, tmp_path, monkeypatch, capsys, args, words):
-    monkeypatch.chdir(tmp_path)
-    Path('empty').mkdir()
-    Path('file').write_text('')
-    for name, sizes in (('unequal', ((8, 8), (9, 9))), ('oblong', ((8, 27), (8, 27)))):
-        Path(name).mkdir()
-        for i in range(30):
-            Image.new('L', sizes[i % 2]).save(f'{name}/{i}.png')
-    try:
-        code = cli.main([str(trained[0] / 'demo' / 'model') if a == 'MODEL' else a for a in args])
-    except SystemExit as e:
-        code = e.code
-    err = capsys.readouterr().err.strip()
-    assert code == 2 and words in err.splitlines()[-1] and 'Traceback' not in err
-    # beside it only argparse's usage, and the progress bar of the data sets' library
-    assert sum(line.startswith('miniai') for line in err.replace('\r', '\n').splitlines()) == 1
-
-
-@pytest.mark.skipif(
-    os.name != 'posix' or os.geteuid() == 0 and not os.path.exists('/proc/version'),
-    reason='needs a read-only folder',
-)
-def test_a_folder_that_cannot_be_written(capsys):
-    assert cli.main(['demo', '--out', '/proc/no/such']) == 2
-    assert "can't write to the folder '/proc/no/such'" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not Path('/dev/full').is_char_device(), reason='no /dev/full here')
-def test_a_full_disk_keeps_the_old_file(tmp_path):
-    file = tmp_path / 'a.png'
-    file.write_bytes(b'old')
-    with pytest.raises(OSError), cli.replacing(file) as f:
-        f.symlink_to('/dev/full')
-        with open(f, 'wb') as g:
-            g.write(b'new' * 100_000)
-    assert file.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.png']
+def shown(folder): return sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
 
 
 def pictures(folder, x):
     "The rows of `x` (n, c, h, w) as picture files."
-    from miniai.plot import to_pil
-
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i, o in enumerate(x):
-        to_pil(o).save(folder / f'{i}.png')
+        to_pil(o).save(folder/f'{i:03}.png')
+    return folder
 
 
-def test_demo_on_28x28_pictures_and_on_colour_ones_without_labels(tmp_path, capsys):
-    from torch.nn import functional as F
-
-    from miniai.data import images_to_tensor, load_digits
-
-    x = images_to_tensor(load_digits(28)['test']['image'])
-    pictures(tmp_path / 'grey', x[:200])
-    pictures(
-        tmp_path / 'colour',
-        F.interpolate(x[:120], 16).repeat(1, 3, 1, 1) * torch.tensor([1.0, 0, -1]).view(3, 1, 1),
-    )
-    for name, shape in (('grey', (1, 28, 28)), ('colour', (3, 16, 16))):
-        figures = cli.demo(seconds=1, data=str(tmp_path / name), out=str(tmp_path / f'{name}-out'))
-        assert figures['n'] >= 360 and 'their own pixels' in capsys.readouterr().out
-        assert UNet.from_pretrained(tmp_path / f'{name}-out' / 'model').sample_size == list(
-            shape[1:]
-        )
+@pytest.fixture(scope='module')
+def digits(): return images_to_tensor(load_digits()['test']['image'])
 
 
-def test_a_damaged_model_is_refused(trained, tmp_path, capsys):
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A folder in which `miniai demo --seconds 3` was run."
+    folder = tmp_path_factory.mktemp('demo')
+    code, text = run('demo', '--seconds', 3, '--out', 'demo', cwd=folder)
+    assert code == 0, text
+    return folder, text
+
+
+def test_demo_writes_what_it_promises(trained):
+    folder, text = trained
+    out = folder/'demo'
+    assert shown(out) == FILES and Image.open(out/'digits.png').size[0] > 800
+    assert Image.open(out/'denoise.gif').n_frames > 10
+    model = UNet.from_pretrained(out/'model')
+    assert model(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
+    for word in ('FID', 'floor', 'copy check', 'images/s', '1,440 new', 'classifier'):
+        assert word in text
+    assert '\r' not in text and len(text.splitlines()) < 40    # no bar where there's no terminal
+
+
+def test_sample_draws_the_same_for_the_same_seed(trained):
+    folder, _ = trained
+    for name, seed in (('a', 1), ('b', 1), ('c', 2), ('a', 1)):       # ours may be replaced
+        words = f'sample demo/model --n 4 --steps 5 --seed {seed} --out {name}.png'.split()
+        code, text = run(*words, cwd=folder)
+        assert code == 0, text
+    a, b, c = ((folder/f'{n}.png').read_bytes() for n in 'abc')
+    assert a == b != c
+
+
+MISTAKES = {
+    'demo --data mnits': "no data set called 'mnits'",
+    'demo --data nobody-here/no-such-set': 'MINIAI_DATA',
+    'demo --data ./empty': 'empty',
+    'demo --data ./unequal': 'different sizes',
+    'demo --data ./oblong': 'multiples of',
+    'demo --size 6': 'at least 8x8',
+    'demo --out file/below': "can't write",
+    'demo --out /proc/no/such': "can't write to the folder '/proc/no/such'",
+    'demo --seconds 0': 'not more than 0',
+    'demo --seconds nan': 'not more than 0',
+    'demo --device abacus': 'abacus',
+    'sample empty': 'no saved model',
+    'sample nowhere': 'no saved model',
+    'sample damaged': "can't be read as a model",
+    'sample foreign': "can't be read as a model",
+    'sample MODEL --steps 0': '1 to 1000',
+    'sample MODEL --steps 1001': '1 to 1000',
+    'sample MODEL --n 0': 'not more than 0',
+    'sample MODEL --out x.txt': 'picture file',
+    'sample MODEL --out folder.png': 'is a folder',
+    'sample MODEL --out mine.png': 'miniai',
+    'demo --out theirs': "isn't as miniai wrote it",
+    'demo --out theirs2': "isn't as miniai wrote it",
+    'train vae --out theirs/model': "isn't as miniai wrote it",
+    'paint': 'invalid choice',
+}
+
+
+@pytest.fixture(scope='module')
+def decoys(trained, tmp_path_factory):
+    "A folder full of somebody's files, and their checksums."
+    top = tmp_path_factory.mktemp('decoys')
+    for name in ('empty', 'folder.png', 'theirs/model', 'theirs2', 'unequal', 'oblong'):
+        (top/name).mkdir(parents=True)
+    for name in ('file', 'folder.png/holiday.txt', 'theirs/model/config.json', 'theirs2/digits.png',
+                 'theirs/model/README.md', 'theirs/notes.txt'):
+        (top/name).write_text(f'precious {name}')
+    Image.new('L', (8, 8)).save(top/'mine.png')
+    for name, sizes in (('unequal', ((8, 8), (9, 9))), ('oblong', ((8, 27), (8, 27)))):
+        for i in range(30):
+            Image.new('L', sizes[i % 2]).save(top/name/f'{i}.png')
     import shutil
-
-    shutil.copytree(trained[0] / 'demo' / 'model', tmp_path / 'model')
-    (tmp_path / 'model' / 'model.safetensors').write_bytes(b'not a model')
-    assert cli.main(['sample', str(tmp_path / 'model'), '--out', str(tmp_path / 'x.png')]) == 2
-    assert "can't be read as a model" in capsys.readouterr().err
-
-
-def test_a_folder_of_somebody_elses_is_kept(tmp_path, capsys):
-    (tmp_path / 'model').mkdir()
-    (tmp_path / 'model' / 'mine.txt').write_text('precious')
-    assert cli.main(['demo', '--out', str(tmp_path)]) == 2
-    assert (
-        'no model of ours' in capsys.readouterr().err and (tmp_path / 'model' / 'mine.txt').exists()
-    )
+    for name in ('damaged', 'foreign'):
+        shutil.copytree(trained[0]/'demo'/'model', top/name)
+    (top/'damaged'/'model.safetensors').write_bytes(b'not a model')
+    from safetensors.torch import save_file
+    save_file({'weight': torch.zeros(3)}, top/'foreign'/'model.safetensors')
+    return top
 
 
-def test_ctrl_c_while_training_still_draws(tmp_path):
-    p = subprocess.Popen(
-        [MINIAI, 'demo', '--seconds', '300', '--out', 'demo'],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-    )
+def checksums(top):
+    files = [p for p in sorted(top.rglob('*')) if p.is_file()]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize('words', MISTAKES)
+def test_a_mistake_costs_one_line_and_no_file(trained, decoys, monkeypatch, capsys, words):
+    monkeypatch.chdir(decoys)
+    before = checksums(decoys)
+    try:
+        code = cli.main(words.replace('MODEL', str(trained[0]/'demo'/'model')).split())
+    except SystemExit as e:
+        code = e.code
+    err = capsys.readouterr().err.strip()
+    assert code == 2 and MISTAKES[words] in err.splitlines()[-1] and 'Traceback' not in err, err
+    # beside it only argparse's usage, and the progress bar of the data sets' library
+    lines = err.replace('\r', '\n').splitlines()
+    assert sum(line.startswith('miniai') for line in lines) == 1
+    after = checksums(decoys)
+    assert {k: v for k, v in after.items() if k in before} == before
+
+
+def test_an_error_nobody_foresaw_costs_one_line_too(monkeypatch, capsys):
+    def broken(**kwargs): raise KeyError('what')
+
+    monkeypatch.setattr(D, 'demo', broken)
+    assert cli.main(['demo']) == 2
+    assert capsys.readouterr().err == "miniai: KeyError: 'what' (--debug shows more)\n"
+    with pytest.raises(KeyError):
+        cli.main(['demo', '--debug'])
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from miniai.cli import build_parser; build_parser().format_help(); " \
+        "print([m for m in ('torch', 'numpy', 'PIL', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stdout + done.stderr
+
+
+def test_demo_on_pictures_without_labels_grey_and_in_colour(tmp_path, capsys, digits):
+    colour = torch.tensor([1., 0, -1]).view(3, 1, 1)
+    for name, x in (('grey', F.interpolate(digits[:90], 28)),
+                    ('colour', F.interpolate(digits[:90], 16).repeat(1, 3, 1, 1)*colour)):
+        folder = pictures(tmp_path/name, x)
+        figures = D.demo(seconds=0.5, data=str(folder), out=str(tmp_path/f'{name}-out'), n=80)
+        assert figures['n'] == 80 and 'their own pixels' in capsys.readouterr().out
+        model = UNet.from_pretrained(tmp_path/f'{name}-out'/'model')
+        assert model.sample_size == list(x.shape[2:])
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_while_training_still_draws(tmp_path, digits, name):
+    pictures(tmp_path/'pics', digits[:90])
+    p = start('demo', '--data', './pics', '--seconds', 300, '--out', 'demo', cwd=tmp_path)
     seen = ''
     for line in p.stdout:
         seen += line
+        if '%' in line and 'loss' in line:
+            break
+    p.send_signal(getattr(signal, name))
+    seen += p.communicate(timeout=120)[0]
+    assert p.returncode == 0 and 'Interrupted' in seen and 'FID' in seen, seen
+    assert 'Traceback' not in seen and shown(tmp_path/'demo') == FILES
+
+
+def test_ctrl_c_at_once_is_one_line(tmp_path):
+    p = start('demo', cwd=tmp_path)
+    time.sleep(0.6)
+    p.send_signal(signal.SIGINT)
+    text = p.communicate(timeout=60)[0]
+    assert p.returncode in (130, -2) and len(text.strip().splitlines()) <= 1, text
+
+
+def test_two_processes_in_one_folder(tmp_path, digits):
+    pictures(tmp_path/'pics', digits[:90])
+    words = 'demo --data ./pics --seconds 10 --out demo'.split()
+    first = start(*words, cwd=tmp_path)
+    for line in first.stdout:
         if 'learn to see noise' in line:
             break
-    time.sleep(6)
-    p.send_signal(signal.SIGINT)
-    seen += p.communicate(timeout=120)[0]
-    assert (
-        p.returncode == 0
-        and 'Interrupted' in seen
-        and 'FID against train' in seen
-        and 'Traceback' not in seen
-    ), seen
-    assert sorted(os.listdir(tmp_path / 'demo')) == FILES
+    code, text = run(*words, cwd=tmp_path)
+    assert code == 2 and 'another miniai is writing' in text, text
+    first.communicate(timeout=100)
+    assert first.returncode == 0 and shown(tmp_path/'demo') == FILES
 
 
-def test_nan_loss_stops_and_leaves_good_weights(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_noticed_before_training(tmp_path, digits):
+    pictures(tmp_path/'pics', digits[:90])
+    code = '''if True:
+        import resource, signal, sys
+        from miniai import cli, demo
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import miniai.results as R
+        reserve = R.Results.reserve
+        def limited(self, n):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+            reserve(self, n)
+        R.Results.reserve = limited
+        sys.exit(cli.main(['demo', '--data', './pics', '--out', 'demo']))
+    '''
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=ENV, text=True,
+                          capture_output=True, timeout=100)
+    assert done.returncode == 2 and 'no room for' in done.stderr, done.stderr
+    assert 'learn to see' not in done.stdout and shown(tmp_path/'demo') == []
+
+
+def test_nan_loss_stops_and_leaves_good_weights(tmp_path, capsys, monkeypatch, digits):
     "A loss that turns NaN at step 60: the demo says so, and the model it saves is finite."
+    make = D.diffusion_learner
 
-    def exploding(*args, **kw):
-        learn = diffusion_learner(*args, **kw)
-        learn.loss_func = lambda p, y: F.mse_loss(p, y) * (torch.nan if learn.n_steps == 60 else 1)
+    def exploding(*args, **kwargs):
+        learn = make(*args, **kwargs)
+
+        def loss(p, y): return F.mse_loss(p, y)*(torch.nan if learn.n_steps == 60 else 1)
+        learn.loss_func = loss
         return learn
 
-    monkeypatch.setattr(cli, 'diffusion_learner', exploding)
-    cli.demo(seconds=20, out=str(tmp_path / 'out'))
+    monkeypatch.setattr(D, 'diffusion_learner', exploding)
+    folder = pictures(tmp_path/'pics', digits[:90])
+    D.demo(seconds=20, data=str(folder), out=str(tmp_path/'out'), n=80)
     assert 'stopped, and put back the last good weights' in capsys.readouterr().out
-    assert all(
-        p.isfinite().all() for p in UNet.from_pretrained(tmp_path / 'out' / 'model').parameters()
-    )
+    model = UNet.from_pretrained(tmp_path/'out'/'model')
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -1,34 +1,49 @@
-"""Bad luck with data: what is said when pictures can't be had."""
+"""Bad luck with data: what is said when pictures can't be had, and what becomes of odd folders."""
 
+import io
 import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from miniai.data import (
-    ATTRIBUTES,
-    COLOURS,
-    SLANT,
     DataLoaders,
     TensorLoader,
     Texts,
-    captioned_digits,
-    colour,
-    digit_caption,
-    distance_to,
-    held_out_pairs,
+    generators_of,
+    get_rng,
+    held_out_split,
     images_to_tensor,
     load_digits,
     load_images,
-    middle_lines,
-    place,
-    slant_of,
-    thin,
-    with_pen,
+    rng_kept,
+    set_rng,
 )
+
+
+def save(path, value=None, size=(8, 8)):
+    "A grey picture, random or of one value."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    a = np.random.default_rng(0).integers(0, 255, size[::-1], dtype=np.uint8)
+    Image.fromarray(a if value is None else np.full_like(a, value)).save(path)
+
+
+def folder_with_labels(folder, labels):
+    for i in range(len(labels)):
+        save(folder / f'{i}.png', i)
+    rows = ''.join(f'{i}.png,{v}\n' for i, v in enumerate(labels))
+    (folder / 'metadata.csv').write_text('file_name,label\n' + rows)
+    return folder
+
+
+def label_of_each_picture(dd):
+    "The label of each picture, by the grey value it was saved with."
+    rows = [r for ds in dd.values() for r in ds]
+    names = dd['train'].features['label'].names
+    return {np.asarray(r['image'])[0, 0]: r['label'] if r['label'] == -1 else names[r['label']]
+            for r in rows}  # fmt: skip
 
 
 def test_unknown_name():
@@ -56,10 +71,67 @@ def test_a_folder_without_pictures(tmp_path):
 
 def test_a_folder_of_pictures_without_classes(tmp_path):
     for i in range(20):
-        Image.fromarray(np.full((8, 8), i * 10, np.uint8)).save(tmp_path / f'{i}.png')
+        save(tmp_path / f'{i}.png', i * 10)
     dls = DataLoaders.from_dataset(load_images(tmp_path), device='cpu')
     x, y = next(iter(dls.train))
-    assert x.shape == (18, 1, 8, 8) and (y == -1).all() and len(dls.valid.tensors[0]) == 2
+    assert x.shape == (16, 1, 8, 8) and (y == -1).all() and len(dls.valid.tensors[0]) == 2
+
+
+@pytest.mark.parametrize('held', ['test', 'val', 'validation'])
+def test_split_folders_without_classes(tmp_path, held):
+    "The commonest layout: their names are no classes."
+    for i in range(12):
+        save(tmp_path / ('train' if i < 9 else held) / f'{i}.png')
+    dd = load_images(tmp_path)
+    assert {k: len(ds) for k, ds in dd.items()} == dict(train=9, test=3)
+    assert dd['train'].column_names == dd['test'].column_names == ['image']
+    assert (DataLoaders.from_dataset(dd, device='cpu').train.tensors[1] == -1).all()
+
+
+def test_split_folders_with_classes(tmp_path):
+    for i in range(12):
+        save(tmp_path / ('train' if i < 8 else 'test') / 'ab'[i % 2] / f'{i}.png')
+    dd = load_images(tmp_path)
+    assert dd['train'].features['label'].names == ['a', 'b'] and dd['test']['label'] == [0, 0, 1, 1]
+
+
+def test_one_picture_alone_and_a_test_folder_alone(tmp_path):
+    save(tmp_path / 'one' / '0.png')
+    with pytest.raises(ValueError, match='one picture'):
+        load_images(tmp_path / 'one')
+    save(tmp_path / 'b' / 'test' / '0.png')
+    with pytest.raises(ValueError, match="'train' and 'test'.*found"):
+        load_images(tmp_path / 'b')
+    save(tmp_path / 'one' / '1.png')
+    two = load_images(tmp_path / 'one')
+    assert len(DataLoaders.from_dataset(two, valid_size=0, device='cpu').train.tensors[0]) == 1
+    with pytest.raises(ValueError, match='valid_size=0'):
+        DataLoaders.from_dataset(two, device='cpu')
+
+
+@pytest.mark.parametrize(
+    'labels,names',
+    [
+        (['cat', 'dog', 'cat', 'eel'], ['cat', 'dog', 'eel']),
+        ([7, 2_000_000, 3, 7], ['3', '7', '2000000']),
+        ([0.5, 1.5, 0.5, 10], ['0.5', '1.5', '10']),
+        ([1, '', 3, 1], ['1', '3']),
+        (['a', '', 'b', ''], ['a', 'b']),
+    ],
+)
+def test_labels_of_any_kind_become_classes(tmp_path, labels, names):
+    dd = load_images(folder_with_labels(tmp_path / 'x', labels * 3))
+    assert dd['train'].features['label'].names == names == dd['test'].features['label'].names
+    wanted = {i: -1 if v == '' else f'{v:g}' if isinstance(v, float) else str(v)
+              for i, v in enumerate(labels * 3)}  # fmt: skip
+    assert label_of_each_picture(dd) == wanted
+    dls = DataLoaders.from_dataset(dd, device='cpu')
+    assert dls.train.tensors[1].max() < len(names) and dls.train.tensors[1].dtype == torch.int64
+
+
+def test_a_label_column_without_labels_is_none(tmp_path):
+    dd = load_images(folder_with_labels(tmp_path / 'x', [''] * 6))
+    assert dd['train'].column_names == ['image']
 
 
 def test_folder_found_through_the_variable(tiny_pictures, monkeypatch):
@@ -75,12 +147,11 @@ def test_folder_found_through_the_variable(tiny_pictures, monkeypatch):
 def test_mnist_from_a_local_copy():
     ds = load_images('ylecun/mnist')
     x = images_to_tensor(ds['test'].select(range(100))['image'])
-    assert (
-        x.shape == (100, 1, 28, 28)
-        and x.min() == -1
-        and x.max() == 1
-        and ds['train'].features['label'].num_classes == 10
-    )
+    assert x.shape == (100, 1, 28, 28) and x.min() == -1 and x.max() == 1
+    assert ds['train'].features['label'].num_classes == 10
+
+
+# from pictures to numbers
 
 
 def test_unequal_sizes_and_how_to_mend_them():
@@ -88,6 +159,73 @@ def test_unequal_sizes_and_how_to_mend_them():
     with pytest.raises(ValueError, match='different sizes.*size='):
         images_to_tensor(ims)
     assert images_to_tensor(ims, size=8).shape == (2, 1, 8, 8)
+    mixed = images_to_tensor([Image.new('RGB', (20, 10)), Image.new('L', (7, 9))], size=8)
+    assert mixed.shape == (2, 3, 8, 8)
+
+
+def test_the_middle_square_is_kept():
+    a = np.zeros((10, 30), np.uint8)
+    a[:, 10:20] = 255
+    assert (images_to_tensor([Image.fromarray(a)], size=10) == 1).all()
+
+
+def test_test_pictures_have_the_channels_of_the_training_pictures(tmp_path):
+    for i in range(12):
+        save(tmp_path / ('train' if i < 9 else 'test') / f'{i}.png')
+    Image.new('RGB', (8, 8), 'red').save(tmp_path / 'train' / 'red.png')
+    dls = DataLoaders.from_dataset(load_images(tmp_path), device='cpu', valid_size=0)
+    assert dls.train.tensors[0].shape[1] == dls.test.tensors[0].shape[1] == 3
+
+
+def test_sixteen_bits_are_not_saturated():
+    a = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    x = images_to_tensor([Image.fromarray(a)])
+    assert x.min() == -1 and x.max() == 1 and len(x.unique()) == 64
+
+
+@pytest.mark.parametrize('kind', ['truncated', 'text', 'huge'])
+def test_a_damaged_picture_is_named_in_one_line(tmp_path, kind, monkeypatch):
+    for i in range(4):
+        save(tmp_path / f'{i}.jpg', size=(64, 64))
+    bad = tmp_path / '2.jpg'
+    if kind == 'truncated':
+        bad.write_bytes(bad.read_bytes()[:-1500])
+    if kind == 'text':
+        bad.write_text('no picture')
+    if kind == 'huge':
+        save(bad, size=(200, 200))
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10_000)
+    with pytest.raises(ValueError, match=r'2\.jpg.* can.t be read') as e:
+        DataLoaders.from_dataset(load_images(tmp_path), device='cpu', valid_size=0)
+    assert len(str(e.value)) < 400 and '\n' not in str(e.value)
+
+
+def test_photographs_are_decoded_small_and_one_by_one():
+    "40 JPEGs of 3 megapixels would be 360 MB at full size."
+    buffer = io.BytesIO()
+    rows = np.linspace(0, 255, 1500)[:, None, None]
+    Image.fromarray(np.broadcast_to(rows, (1500, 2000, 3)).astype(np.uint8)).save(buffer, 'JPEG')
+    x = images_to_tensor([dict(bytes=buffer.getvalue(), path=None)] * 40, size=64)
+    im = Image.open(io.BytesIO(buffer.getvalue()))
+    full = images_to_tensor([im.copy()], size=64)
+    assert x.shape == (40, 3, 64, 64) and (x[0] - full[0]).abs().mean() < 0.02
+    im = Image.open(io.BytesIO(buffer.getvalue()))
+    images_to_tensor([im], size=64)
+    assert im.size == (250, 188)  # decoded at an eighth
+
+
+def test_a_turned_photograph_is_put_upright():
+    im = Image.new('L', (8, 16))
+    im.paste(255, (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    im.save(buffer, 'PNG', exif=exif)
+    x = images_to_tensor([Image.open(io.BytesIO(buffer.getvalue()))])
+    assert x[0, 0, 0, 0] == -1 and x[0, 0, -1, 0] == 1
+
+
+# loaders
 
 
 @pytest.mark.parametrize(
@@ -99,212 +237,106 @@ def test_unequal_sizes_and_how_to_mend_them():
         (lambda: TensorLoader(torch.zeros(3), torch.zeros(4)), 'equal lengths'),
         (lambda: TensorLoader(torch.zeros(3), batch_size=0), 'at least 1'),
         (lambda: DataLoaders.from_dataset({'train': None}), 'train'),
+        (lambda: DataLoaders.from_dataset(torch.zeros(60_000, 8, 8)), 'dict.*a Tensor'),
+        (lambda: held_out_split({'a': 0, 'b': 1}), "found \\['a', 'b'\\]"),
+        (lambda: DataLoaders.from_dataset(load_digits(), target='hue'), "no column 'hue'"),
     ],
 )
 def test_bad_arguments(call, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match) as e:
         call()
+    assert len(str(e.value)) < 300
 
 
-# captioned digits
-
-
-@pytest.fixture(scope='module')
-def captioned():
-    return captioned_digits(n_train=3000, n_test=800)
-
-
-def test_distances_are_scipys():
-    b = torch.from_numpy(np.random.default_rng(0).random((20, 40, 40)) < 0.01).to(torch.uint8)
-    b[:, 0, 0] = 1
-    got, exact = (
-        distance_to(b, 6),
-        np.stack([ndimage.distance_transform_edt(1 - o) for o in b.numpy()]),
-    )
-    near = exact <= 6
-    assert (
-        near.sum() > 5000
-        and np.allclose(got.numpy()[near], exact[near], atol=1e-4)
-        and (got.numpy()[~near] > 6).all()
-    )
-
-
-def test_thinning_keeps_the_parts_and_the_holes():
-    b = (
-        place(
-            (images_to_tensor(load_digits(32)['test']['image'])[:, 0] + 1) / 2, torch.zeros(360), 64
-        )
-        > 0.45
-    ).numpy()
-    lines, eight = thin(b), np.ones((3, 3))
-    count = lambda o, s=None: np.array([ndimage.label(q, s)[1] for q in o])
-    assert (lines <= b).all() and lines.sum() < 0.3 * b.sum()
-    assert (count(lines, eight) == count(b, eight)).all()
-    assert (count(1 - lines) == count(~b)).mean() > 0.99  # holes: the papers around and inside
-    assert (
-        ndimage.convolve(lines, np.ones((1, 2, 2)), mode='constant') < 4
-    ).mean() > 0.999  # no block of four pixels is left
-    assert (thin(lines) == lines).all()
-
-
-@pytest.mark.parametrize('slant', SLANT.values())
-def test_slants_are_set_as_they_are_measured(slant):
-    g = (images_to_tensor(load_digits(32)['test']['image'])[:, 0] + 1) / 2
-    assert (slant_of(place(g, torch.full((360,), slant), 64)) - slant).abs().max() < 0.06
-    drawn = (
-        with_pen(middle_lines(g[:100], torch.full((100,), slant)), torch.full((100,), 3.5)) / 255
-    )
-    assert (slant_of(drawn) - slant).abs().median() < 0.08
-
-
-def test_a_picture_depends_on_its_index_and_seed_alone(captioned):
-    again, other = (
-        captioned_digits(n_train=40, n_test=30),
-        captioned_digits(n_train=40, n_test=30, seed=1),
-    )
-    for k in captioned:
-        n = len(again[k])
-        assert (
-            torch.equal(again[k].x[:], captioned[k].x[:n])
-            and again[k].captions == captioned[k].captions[:n]
-        )
-        assert not torch.equal(other[k].attributes, again[k].attributes)
-
-
-def test_rows_columns_and_batches_agree(captioned):
-    ds, rows = captioned['train'], torch.tensor([5, 2, 700])
-    assert (
-        ds.x.shape == (3000, 3, 32, 32)
-        and ds.x[rows].shape == (3, 3, 32, 32)
-        and torch.equal(ds.x[rows][1], ds.x[2])
-        and torch.equal(ds.x[-1], ds.x[:][-1])
-    )
-    row = ds[2]
-    assert (
-        list(row)
-        == ds.column_names
-        == ['image', 'caption', 'label', 'ink', 'paper', 'thickness', 'slant']
-        and row['caption'] == ds['caption'][2] == ds.captions[rows][1]
-    )
-    assert np.array_equal(
-        np.asarray(row['image']).transpose(2, 0, 1), ((ds.x[2] + 1) * 127.5).round().byte().numpy()
-    )
-    assert [ATTRIBUTES[k].index(row[k]) for k in list(ATTRIBUTES)[1:]] == ds.attributes[
-        2, 1:
-    ].tolist() and row['label'] == ds.attributes[2, 0]
-    assert len(list(ds)) == 3000
-    with pytest.raises(IndexError):
-        ds[3000]
-    with pytest.raises(KeyError, match='no column'):
-        ds['hue']
-
-
-def test_held_out_pairs_are_in_unseen_only(captioned):
-    colours, inks = map(set, held_out_pairs())
-    assert len(colours) == 8 and len(inks) == 10
-    bad = lambda ds: [
-        ((i, p) in colours) or ((d, i) in inks)
-        for d, i, p in zip(ds['label'], ds['ink'], ds['paper'])
-    ]
-    assert (
-        not any(bad(captioned['train']))
-        and not any(bad(captioned['test']))
-        and all(bad(captioned['unseen']))
-    )
-    free = captioned_digits(n_train=3000, n_test=10, held_out=False)
-    assert set(free) == {'train', 'test'} and 0.15 < np.mean(bad(free['train'])) < 0.35
-
-
-def test_train_and_test_come_from_other_digits(captioned):
-    shapes = [{o.numpy().tobytes() for o in captioned[k].x.shapes} for k in ('train', 'test')]
-    assert not shapes[0] & shapes[1]
-
-
-def test_dark_ink_on_light_paper_is_understood():
+@pytest.mark.parametrize('valid_size', [0.02, 0.1, 0.5])
+def test_valid_is_cut_from_train_and_test_is_left_alone(valid_size):
     dd = load_digits()
-    small = {k: dd[k].select(range(30)) for k in dd}
-    turned = {
-        k: v.map(lambda r: {'image': Image.fromarray(255 - np.asarray(r['image']))})
-        for k, v in small.items()
-    }
-    a, b = (captioned_digits(d, n_train=60, n_test=20) for d in (small, turned))
-    assert (a['train'].x[:] - b['train'].x[:]).abs().mean() < 0.02
+    dls = DataLoaders.from_dataset(dd, valid_size=valid_size, device='cpu')
+    x = images_to_tensor(dd['train']['image']).flatten(1)
+    both = torch.cat([dls.train.tensors[0], dls.valid.tensors[0]]).flatten(1)
+    assert sorted(both.tolist()) == sorted(x.tolist())
+    assert torch.equal(dls.test.tensors[1], torch.tensor(dd['test']['label']))
+    counts = dls.valid.tensors[1].bincount(minlength=10)
+    assert (counts - valid_size * torch.tensor(dd['train']['label']).bincount()).abs().max() <= 1
 
 
-def test_captions_go_through_a_learner(captioned):
-    from miniai.learner import Callback, DeviceCB, Learner
-
-    got = []
-
-    class Read(Callback):
-        def before_batch(self, learn):
-            x, captions = learn.batch
-            got.extend(captions)
-            learn.batch = x, torch.tensor([float('red' in c) for c in captions])
-
-    dls = DataLoaders.from_dataset(captioned, batch_size=500, target='caption', device='cpu')
-    Learner(
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 1), torch.nn.Flatten(0)),
-        dls,
-        torch.nn.MSELoss(),
-        1e-4,
-        [DeviceCB('cpu'), Read()],
-    ).fit(1)
-    assert sorted(got) == sorted(captioned['train'].captions + captioned['test'].captions)
+def test_a_cut_too_small_for_all_classes_is_made_at_random():
+    dls = DataLoaders.from_dataset(load_digits(), valid_size=0.004, device='cpu')
+    assert len(dls.valid.tensors[0]) == 6
 
 
-def test_texts_are_indexed_as_tensors_are():
-    t = Texts('abcd')
-    assert (
-        t[torch.tensor([3, 0])] == ['d', 'a'] and t[torch.tensor(1)] == 'b' and t[1:3] == ['b', 'c']
-    )
+def test_orders_are_seeded_and_new_in_each_pass():
+    def labels(loader):
+        return torch.cat([y for _, y in loader]).tolist()
 
+    def loader():
+        return TensorLoader(torch.zeros(100, 1), torch.arange(100), batch_size=7, shuffle=True,
+                            generator=torch.Generator().manual_seed(0))  # fmt: skip
 
-@pytest.mark.skipif(
-    not os.path.isdir(os.path.join(os.environ.get('MINIAI_DATA', ''), 'mnist')),
-    reason='no local copy of MNIST in MINIAI_DATA',
-)
-def test_captioned_mnist():
-    ds = captioned_digits('ylecun/mnist', n_train=200, n_test=100)['train']
-    assert ds.x[:].shape == (200, 3, 32, 32) and len({c for c in ds['ink']}) == 8
+    a, b = loader(), loader()
+    first = labels(a)
+    assert len(a) == 15 and first == labels(b) and first != labels(a)
+    assert sorted(first) == list(range(100))
+    still = TensorLoader(torch.arange(10), batch_size=4)
+    assert [x.tolist() for (x,) in still] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 @pytest.mark.parametrize(
-    'call,match',
+    'i,expected',
     [
-        (lambda: captioned_digits(size=8), '16 or more'),
-        (lambda: captioned_digits(n_train=1, n_test=360 * 126 + 1), 'at most'),
-        (lambda: captioned_digits(n_train=0), 'at most'),
-        (lambda: colour('teal'), "unknown colour 'teal'.*magenta"),
-        (lambda: digit_caption(7, 'red', 'teal'), "unknown colour 'teal'.*cyan"),
-        (lambda: digit_caption(7, 'red', 'blue', 'fat'), 'thin, normal, thick'),
-        (lambda: digit_caption(11, 'red', 'blue'), '0 to 9'),
-        (lambda: captioned_digits({'train': load_digits()['train']}), "'train' and 'test'"),
-        (lambda: captioned_digits(load_digits().remove_columns('label')), "column 'label'"),
-        (
-            lambda: captioned_digits(
-                {
-                    k: v.remove_columns('label').add_column('label', [42] * len(v))
-                    for k, v in load_digits().items()
-                }
-            ),
-            '42',
-        ),
+        (1, 'b'),
+        (np.int64(-1), 'd'),
+        (torch.tensor(1), 'b'),
+        (slice(1, 3), ['b', 'c']),
+        ([3, 0], ['d', 'a']),
+        (torch.tensor([3, 0]), ['d', 'a']),
+        (np.array([3, 0]), ['d', 'a']),
+        (torch.tensor([True, False, False, True]), ['a', 'd']),
+        (np.array([False, False, True, False]), ['c']),
     ],
 )
-def test_bad_arguments_for_captions(call, match):
-    with pytest.raises(ValueError, match=match):
-        call()
+def test_texts_are_indexed_as_tensors_are(i, expected):
+    assert Texts('abcd')[i] == expected
 
 
-@pytest.mark.parametrize(
-    'kw,match',
-    [
-        (dict(size=28), 'size=28'),
-        (dict(channels=1), 'channels=1'),
-        (dict(target='hue'), "no column 'hue'"),
-    ],
-)
-def test_bad_arguments_for_loaders_of_captions(captioned, kw, match):
-    with pytest.raises(ValueError, match=match):
-        DataLoaders.from_dataset(captioned, device='cpu', **kw)
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(IndexError, match=r'\(2,\).*4 texts'):
+        Texts('abcd')[torch.tensor([True, False])]
+
+
+def test_random_generators_are_kept_and_put_back():
+    dls = DataLoaders.from_dataset(load_digits(), generator=torch.Generator(), device='cpu')
+    assert len(generators_of(dls)) == 1 and generators_of(None) == []
+
+    def draw():
+        import random
+
+        y = next(iter(dls.train))[1]
+        return [random.random(), np.random.rand(), torch.rand(1).item(), y.sum()]
+
+    state = get_rng(dls)
+    first = draw()
+    set_rng(state, dls)
+    with rng_kept(dls):
+        assert draw() == first
+    with pytest.raises(KeyError), rng_kept(dls):
+        draw()
+        raise KeyError
+    assert draw() == first
+
+
+def test_show_batch_draws_pictures_and_changes_nothing():
+    import matplotlib.pyplot as plt
+
+    dls = DataLoaders.from_dataset(load_digits(), generator=torch.Generator(), device='cpu')
+    before = generators_of(dls)[0].get_state()
+    dls.show_batch(4)
+    assert torch.equal(before, generators_of(dls)[0].get_state())
+    plt.close('all')
+
+
+def test_test_pictures_without_labels_leave_the_labels_for_training():
+    dd = load_digits()
+    dd['test'] = dd['test'].remove_columns('label')
+    dls = DataLoaders.from_dataset(dd, device='cpu')
+    assert (dls.test.tensors[1] == -1).all() and dls.train.tensors[1].max() == 9

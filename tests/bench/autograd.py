@@ -1,9 +1,9 @@
-"""The slope of a judge for every pixel of a picture: by nudging each pixel, and by walking back once; PyTorch's beside ours.
+"""The gradient of a loss for every pixel: finite differences, our backward, and PyTorch's.
 
     python tests/bench/autograd.py --sides 8 28 64 --repeats 5
 
-The judge is the one of lesson 05 (squared distances to ten averages, log-softmax). Prints a table of calls, seconds (best of
-`repeats`; nudging once) and their ratio. The slopes are compared before the times are.
+The loss is the cross-entropy of squared distances to ten random pictures. Prints calls, seconds
+(best of `repeats`; finite differences once) and their ratios, after comparing the gradients.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from miniai.autograd import Tensor, finite_difference
 
 
 def best(f, repeats):
-    "Seconds of the fastest of `repeats` runs, and the last result."
+    "Seconds of the fastest of `repeats` calls, and the last result."
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -25,52 +25,51 @@ def best(f, repeats):
     return min(times), out
 
 
+def loss(x, averages, exp, log):
+    d = ((x - averages) ** 2).sum(1) / averages.shape[1]
+    return d[3] + log(exp(-d).sum())
+
+
 def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument(
-        '--sides',
-        type=int,
-        nargs='+',
-        default=[8, 28, 64],
-        help='pixels along one side of the picture',
-    )
+    p.add_argument('--sides', type=int, nargs='+', default=[8, 28, 64], help='of the pictures')
     p.add_argument('--repeats', type=int, default=20)
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(a.seed)
-    print(
-        f"{'pixels':>7} {'calls':>6} {'nudging s':>10} {'walking back s':>15} {'ratio':>7} {'PyTorch s':>10} {'ours/theirs':>12}"
-    )
+    names = 'finite differences s', 'ours s', 'ratio', 'PyTorch s', 'ours/theirs'
+    print(f'{"pixels":>7} {"calls":>6} {names[0]:>21}' + ''.join(f'{n:>12}' for n in names[1:]))
     for side in a.sides:
         n = side * side
         x, averages = rng.uniform(-1, 1, n), rng.uniform(-1, 1, (10, n))
         averages_t = torch.tensor(averages)
 
-        def by_numpy(x):
-            d = ((x - averages) ** 2).sum(1) / n
-            return -d[3] - np.log(np.exp(-d).sum())
-
-        def by_tensor():
+        def ours():
             t = Tensor(x, requires_grad=True)
-            d = ((t - averages) ** 2).sum(1) / n
-            (-d[3] - (-d).exp().sum().log()).backward()
+            loss(t, averages, Tensor.exp, Tensor.log).backward()
             return t.grad
 
-        def by_torch():
+        def theirs():
             t = torch.tensor(x, requires_grad=True)
-            d = ((t - averages_t) ** 2).sum(1) / n
-            (-d[3] - (-d).exp().sum().log()).backward()
+            loss(t, averages_t, torch.exp, torch.log).backward()
             return t.grad.numpy()
 
-        slow, nudged = best(lambda: finite_difference(by_numpy, x, kind='forward'), 1)
-        fast, ours = best(by_tensor, a.repeats)
-        torchs, theirs = best(by_torch, a.repeats)
-        assert np.allclose(ours, theirs, atol=1e-12) and np.allclose(ours, nudged, atol=1e-5)
+        slow, measured = best(
+            lambda: finite_difference(
+                lambda v: loss(v, averages, np.exp, np.log), x, kind='forward'
+            ),
+            1,
+        )
+        fast, gradient = best(ours, a.repeats)
+        torchs, expected = best(theirs, a.repeats)
+        assert np.allclose(gradient, expected, atol=1e-12)
+        assert np.allclose(gradient, measured, atol=1e-5)
         print(
-            f'{n:7} {n + 1:6} {slow:10.4f} {fast:15.6f} {slow / fast:7.0f} {torchs:10.6f} {fast / torchs:12.2f}'
+            f'{n:7} {n + 1:6} {slow:21.4f}{fast:12.6f}{slow / fast:12.0f}'
+            f'{torchs:12.6f}{fast / torchs:12.2f}'
         )
 
 

@@ -1,4 +1,5 @@
-"""Captioned digits: seconds to make them, pictures drawn a second, and how well the judge reads real held-out ones. One thread, processor seconds.
+"""Captioned digits: seconds to make them, pictures drawn a second, and how well the judge reads
+real held-out ones. One thread, processor seconds.
 
 python tests/bench/captioned.py                            # the embedded digits
 MINIAI_DATA=... python tests/bench/captioned.py --source ylecun/mnist
@@ -12,8 +13,8 @@ import time
 
 import torch
 
-from miniai.captions import train_judge
-from miniai.data import DataLoaders, captioned_digits
+from miniai.captions import captioned_digits, train_judge
+from miniai.data import DataLoaders
 
 
 def seconds(f):

@@ -3,8 +3,9 @@
     python tests/bench/einsum.py                     # this machine's default device, one thread
     python tests/bench/einsum.py --threads 2 --repeat 15
 
-Goals: at most 1.15x the time and 1.2x the memory. Time: the two take turns, and each is the best of `--repeat` calls.
-Memory: the growth of the process's peak while one call runs, in a fresh process for each (on a GPU, torch's own count)."""
+Goals: at most 1.15x the time and 1.2x the memory. Time: the two take turns, and each is the best of
+`--repeat` calls. Memory: the growth of the process's peak while one call runs, in a fresh process
+for each (on a GPU, torch's own count)."""
 
 import argparse
 import os
@@ -35,7 +36,7 @@ def operands(spec, device):
 def contestants():
     import torch
 
-    from miniai.matmul import einsum
+    from miniai.einsum import einsum
 
     return {'miniai': einsum, 'torch': torch.einsum}
 
@@ -61,7 +62,9 @@ def measure_time(spec, repeat, device):
 
 
 def measure_memory(spec, name, device):
-    "MiB by which one call raises the peak (a small call goes first, so that loading the library isn't counted)."
+    """MiB by which one call raises the peak.
+
+    A small call goes first, so that loading the library isn't counted."""
     import torch
 
     f, xs = contestants()[name], operands(spec, device)
@@ -84,7 +87,9 @@ def peak():
     "The process's peak resident memory in MiB."
     try:
         return next(
-            int(l.split()[1]) / 1024 for l in open('/proc/self/status') if l.startswith('VmHWM')
+            int(line.split()[1]) / 1024
+            for line in open('/proc/self/status')
+            if line.startswith('VmHWM')
         )
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
@@ -114,7 +119,8 @@ def main():
     where = torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {args.threads} thread(s)'
     print(f'torch {torch.__version__}, {where}, best of {args.repeat}')
     print(
-        f"{'spec':18}{'miniai ms':>11}{'torch ms':>11}{'ratio':>8}{'miniai MiB':>13}{'torch MiB':>11}{'ratio':>8}  goals"
+        f"{'spec':18}{'miniai ms':>11}{'torch ms':>11}{'ratio':>8}"
+        f"{'miniai MiB':>13}{'torch MiB':>11}{'ratio':>8}  goals"
     )
     for spec in SPECS:
         t = measure_time(spec, args.repeat, device)
@@ -139,7 +145,8 @@ def main():
         }
         rt, rm = (x['miniai'] / x['torch'] for x in (t, m))
         print(
-            f"{spec:18}{t['miniai'] * 1e3:11.2f}{t['torch'] * 1e3:11.2f}{rt:8.2f}{m['miniai']:13.1f}{m['torch']:11.1f}{rm:8.2f}  "
+            f"{spec:18}{t['miniai'] * 1e3:11.2f}{t['torch'] * 1e3:11.2f}{rt:8.2f}"
+            f"{m['miniai']:13.1f}{m['torch']:11.1f}{rm:8.2f}  "
             f"{'met' if rt <= 1.15 and rm <= 1.2 else 'MISSED'}"
         )
 

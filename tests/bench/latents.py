@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from miniai.autoencoder import VAE, RandomBatches, encode_all
 from miniai.callbacks import TimeBudgetCB
-from miniai.captions import ink_map, train_judge
-from miniai.data import DataLoaders, captioned_digits
+from miniai.captions import captioned_digits, ink_map, train_judge
+from miniai.data import DataLoaders
 from miniai.diffusion import diffusion_learner, sample
 from miniai.metrics import ImageEval
 from miniai.schedulers import DDPMScheduler

@@ -1,18 +1,21 @@
-"""What the Learner costs: images per second of a hand-written loop and of the Learner; the loaders against torch's; the import.
+"""What the Learner costs: images per second of a hand-written loop and of the Learner; the loaders
+against torch's; the import.
 
     python tests/bench/learner_overhead.py --seconds 0.1 --pairs 101
 
 Both loops train the same network with AdamW, from the same in-memory loader, on one thread:
 - same: the hand-written loop against itself, which shows what the measurement can tell apart;
 - bare: the five lines, against a Learner without callbacks;
-- usual: the loop with the same schedule and the loss averaged over each epoch, against a Learner with DeviceCB, MetricsCB, ScheduleCB and
-  ProgressCB (the loop moves no batch and reports nothing as it goes, so these two are all the Learner's cost);
+- usual: the loop with the same schedule and the loss averaged over each epoch, against a Learner
+  with DeviceCB, MetricsCB, ScheduleCB and ProgressCB (the loop moves no batch and reports nothing
+  as it goes, so these two are all the Learner's cost);
 - equal: as usual, but the loop too moves its batches and prints the smoothed loss ten times.
-They take turns in short blocks, so that whatever else the machine does meets both, and the clock counts this process's work only. "lost" is
-the median over the pairs of blocks, with its quartiles; "quiet" compares the fastest tenth of each loop's blocks, where the machine did least
-besides. What the Learner does for a batch is the same whatever the model, so its cost in microseconds, measured on the tiny one where it shows,
-is also given as a share of the U-Net's batch: there it is far below what the clock can tell apart. Goals, for usual: tiny at most 5%, U-Net at
-most 1%.
+They take turns in short blocks, so that whatever else the machine does meets both, and the clock
+counts this process's work only. "lost" is the median over the pairs of blocks, with its quartiles;
+"quiet" compares the fastest twentieth of each loop's blocks, where the machine did least besides.
+What the Learner does for a batch is the same whatever the model, so its cost in microseconds,
+measured on the tiny one where it shows, is also given as a share of the U-Net's batch: there it is
+far below what the clock can tell apart. Goals, for usual: tiny at most 5%, U-Net at most 1%.
 """
 
 import argparse
@@ -52,12 +55,8 @@ def unet():
 
 
 def by_hand(model, dls, loss_func, n_epochs, book=False, report=False):
-    opt, step, total, avg = (
-        torch.optim.AdamW(model.parameters(), lr=1e-3),
-        0,
-        n_epochs * len(dls.train),
-        None,
-    )
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    step, total, avg = 0, n_epochs * len(dls.train), None
     model.train()
     for epoch in range(n_epochs):
         sums, n = 0.0, 0
@@ -110,28 +109,28 @@ def seconds(clock, f, *args, **kw):
 def loops(name, make, loss_func, y, a):
     x = torch.randn(1437, 1, 8, 8)
     dls = DataLoaders(TensorLoader(x, y(x), batch_size=64, shuffle=True), None)
-    took = lambda f, n, kw: seconds(time.process_time, f, make(), dls, loss_func, n, **kw)
+
+    def took(f, n, kw):
+        return seconds(time.process_time, f, make(), dls, loss_func, n, **kw)
+
     n = max(1, round(a.seconds / min(took(by_hand, 1, {}) for _ in range(3))))
     batches, extra = n * len(dls.train), {}
     for row, (other, kw) in ROWS.items():
         if row not in a.rows:
             continue
-        loop, learn = [], []
+        hand, ours = [], []
         for i in range(a.pairs):
             # each goes first every other time
-            for times, f in ((loop, by_hand), (learn, other))[:: 1 if i % 2 else -1]:
+            for times, f in ((hand, by_hand), (ours, other))[:: 1 if i % 2 else -1]:
                 times.append(took(f, n, kw))
-        q, quiet = (
-            statistics.quantiles([1 - h / l for h, l in zip(loop, learn)], n=4),
-            [sorted(t)[len(t) // 20] for t in (loop, learn)],
-        )
-        h, l = (1437 * n / t for t in quiet)
-        extra[row], batch = (
-            1e6 * statistics.median(ts) / batches
-            for ts in ([l - h for h, l in zip(loop, learn)], loop)
-        )
+        low, lost, high = statistics.quantiles([1 - h / o for h, o in zip(hand, ours)], n=4)
+        h, o = (1437 * n / sorted(t)[len(t) // 20] for t in (hand, ours))
+        extra[row] = 1e6 * statistics.median(o - h for h, o in zip(hand, ours)) / batches
+        batch = 1e6 * statistics.median(hand) / batches
+        quartiles = f'({low:.1%} to {high:.1%})'
         print(
-            f"{name:6} {row:6} {h:12,.0f} {l:12,.0f} {1 - l / h:7.1%} {q[1]:7.1%}  {f'({q[0]:.1%} to {q[2]:.1%})':18} {extra[row]:8.1f} {batch:9.1f}",
+            f'{name:6} {row:6} {h:12,.0f} {o:12,.0f} {1 - o / h:7.1%} {lost:7.1%}  '
+            f'{quartiles:18} {extra[row]:8.1f} {batch:9.1f}',
             flush=True,
         )
     return extra, batch
@@ -149,22 +148,14 @@ def loaders(a):
             n += sum(len(b[1]) for b in dl)
         return n / (time.perf_counter() - start)
 
-    ours, data = (
-        rate(TensorLoader(x, y, batch_size=64, shuffle=True)),
-        torch.utils.data.TensorDataset(x, y),
-    )
+    ours = rate(TensorLoader(x, y, batch_size=64, shuffle=True))
+    data = torch.utils.data.TensorDataset(x, y)
     for workers in (0, 2):
-        theirs = rate(
-            torch.utils.data.DataLoader(
-                data,
-                batch_size=64,
-                shuffle=True,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-            )
-        )
+        kw = dict(num_workers=workers, persistent_workers=workers > 0)
+        theirs = rate(torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, **kw))
         print(
-            f'loader, {workers} workers: ours {ours:12,.0f} images/s, torch {theirs:12,.0f}, {ours / theirs:.1f} times'
+            f'loader, {workers} workers: ours {ours:12,.0f} images/s, torch {theirs:12,.0f}, '
+            f'{ours / theirs:.1f} times'
         )
 
 
@@ -173,13 +164,17 @@ def imports(repeats=9):
         r = resource.getrusage(resource.RUSAGE_CHILDREN)
         return r.ru_utime + r.ru_stime
 
-    once = lambda code: seconds(children, subprocess.run, [sys.executable, '-c', code])
-    for c in ('import torch', 'import miniai.learner'):
-        once(c)
-    pairs = [(once('import torch'), once('import miniai.learner')) for _ in range(repeats)]
-    t, l = (statistics.median(p[i] for p in pairs) for i in (0, 1))
+    def once(code):
+        return seconds(children, subprocess.run, [sys.executable, '-c', code])
+
+    codes = 'import torch', 'import miniai.learner'
+    for code in codes:
+        once(code)
+    pairs = [[once(code) for code in codes] for _ in range(repeats)]
+    torch_s, ours_s = (statistics.median(column) for column in zip(*pairs))
     print(
-        f"import torch {t:.2f} s of processor, miniai.learner {l:.2f} s, {statistics.median(l / t for t, l in pairs):.2f} times"
+        f'import torch {torch_s:.2f} s of processor, miniai.learner {ours_s:.2f} s, '
+        f'{statistics.median(o / t for t, o in pairs):.2f} times'
     )
 
 
@@ -196,7 +191,8 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(
-        f"{'model':6} {'loop':6} {'by hand im/s':>12} {'Learner im/s':>12} {'quiet':>7} {'lost':>7}  {'quartiles':18} {'extra us':>8} {'batch us':>9}"
+        f"{'model':6} {'loop':6} {'by hand im/s':>12} {'Learner im/s':>12} {'quiet':>7} "
+        f"{'lost':>7}  {'quartiles':18} {'extra us':>8} {'batch us':>9}"
     )
     if 'tiny' in a.models:
         extra, _ = loops(
@@ -207,7 +203,8 @@ def main():
     if len(a.models) == 2:
         for row, us in extra.items():
             print(
-                f"{row}: {us:.1f} us a batch on the tiny model, {us / batch:.2%} of the U-Net's {batch:,.0f} us"
+                f'{row}: {us:.1f} us a batch on the tiny model, '
+                f"{us / batch:.2%} of the U-Net's {batch:,.0f} us"
             )
     if not a.only_loops:
         loaders(a)

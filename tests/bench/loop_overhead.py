@@ -1,16 +1,17 @@
-"""What sampling costs beyond the network: `sample` over the bare U-Net calls, and a scheduler's step, ours and diffusers'.
+"""What sampling costs beyond the network: `sample` over the bare U-Net calls, and a step's price.
 
     python tests/bench/loop_overhead.py --batch 64 360 --repeats 15
 
-Times are CPU seconds of this process with one thread. A U-Net call's seconds differ by a tenth from run to run, so the calls are timed
-where they happen, inside `sample`: what is left of its seconds is the overhead. `loop` is `sample` with a scheduler that does nothing,
-`sample` is with DDPM; medians. Steps, ours and diffusers', take turns. `noise` is what drawing the noise of a step costs by itself:
-the same dice must fall in both libraries, so no step that needs them can cost less, and `besides` compares what both do besides.
+Times are CPU seconds of this process with one thread. A U-Net call's seconds differ by a tenth
+from run to run, so the calls are timed where they happen, inside `sample`: what is left of its
+seconds is the overhead. `loop` is `sample` with a scheduler that does nothing, `sample` is with
+DDPM; medians. Steps, ours and diffusers', take turns. `noise` is what drawing the noise of a step
+costs by itself: the same numbers must be drawn in both libraries, so no step that needs them can
+cost less, and `besides` compares what both do besides.
 Goals: `sample` at most 3% over the bare calls; a step at most a third of diffusers' own.
 """
 
 import argparse
-import importlib
 import statistics
 import time
 from types import SimpleNamespace
@@ -19,20 +20,27 @@ import diffusers
 import torch
 
 from miniai.diffusion import sample
+from miniai.samplers import (
+    DDIMScheduler,
+    DPMSolverScheduler,
+    EulerAncestralScheduler,
+    EulerScheduler,
+    HeunScheduler,
+)
 from miniai.schedulers import DDPMScheduler
 from miniai.unet import UNet
 
 COMMON = dict(
     beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction', timestep_spacing='trailing'
 )
-# module and name of ours, name of theirs, model calls as in a usual run
+# ours, the name of theirs, model calls as in a usual run
 STEPS = [
-    ('schedulers', 'DDPMScheduler', 'DDPMScheduler', 100),
-    ('samplers', 'DDIMScheduler', 'DDIMScheduler', 50),
-    ('samplers', 'EulerScheduler', 'EulerDiscreteScheduler', 50),
-    ('samplers', 'EulerAncestralScheduler', 'EulerAncestralDiscreteScheduler', 50),
-    ('samplers', 'HeunScheduler', 'HeunDiscreteScheduler', 25),
-    ('samplers', 'DPMSolverScheduler', 'DPMSolverMultistepScheduler', 20),
+    (DDPMScheduler, 'DDPMScheduler', 100),
+    (DDIMScheduler, 'DDIMScheduler', 50),
+    (EulerScheduler, 'EulerDiscreteScheduler', 50),
+    (EulerAncestralScheduler, 'EulerAncestralDiscreteScheduler', 50),
+    (HeunScheduler, 'HeunDiscreteScheduler', 25),
+    (DPMSolverScheduler, 'DPMSolverMultistepScheduler', 20),
 ]
 RANDOM = ('DDPMScheduler', 'EulerAncestralScheduler')
 
@@ -84,9 +92,8 @@ def loops(batch, size, calls, repeats):
         total = seconds(sample, timed, scheduler, x, calls)
         return total / timed.inside - 1, timed.inside
 
-    rounds = [(share(NoScheduler()), share(DDPMScheduler(**COMMON))) for _ in range(repeats + 1)][
-        1:
-    ]  # the first warms up
+    share(NoScheduler())  # warms up
+    rounds = [(share(NoScheduler()), share(DDPMScheduler(**COMMON))) for _ in range(repeats)]
     (empty, inside), (full, _) = ([statistics.median(v) for v in zip(*r)] for r in zip(*rounds))
     print(f"{batch:>6}{1e3 * inside / calls:>16.3f}{empty:>12.1%}{full:>12.1%}", flush=True)
 
@@ -96,25 +103,21 @@ def steps(ours, theirs, batch, size, calls, repeats, random):
     gen = torch.Generator().manual_seed(0)
     x, out = torch.randn(2, batch, 1, size, size, generator=gen)
 
-    def walk(scheduler, dice):
+    def walk(scheduler, kwargs):
         for t in scheduler.timesteps:
             scheduler.scale_model_input(x, t)  # part of the protocol, so part of the price
-            scheduler.step(out, t, x, **dice)
+            scheduler.step(out, t, x, **kwargs)
+
+    def noise():
+        for _ in range(len(ours.timesteps)):
+            torch.randn(x.shape, generator=gen)
 
     def timed(scheduler):
         scheduler.set_timesteps(calls)
         return seconds(walk, scheduler, {'generator': gen} if random else {})
 
-    rounds = [
-        (
-            timed(ours),
-            timed(theirs),
-            seconds(
-                lambda: [torch.randn(x.shape, generator=gen) for _ in range(len(ours.timesteps))]
-            ),
-        )
-        for _ in range(repeats + 1)
-    ][1:]
+    timed(ours), timed(theirs)  # these warm up
+    rounds = [(timed(ours), timed(theirs), seconds(noise)) for _ in range(repeats)]
     per = [1e6 * statistics.median(r) / len(ours.timesteps) for r in zip(*rounds)]
     return *per, statistics.median(a / b for a, b, _ in rounds)
 
@@ -130,33 +133,25 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(
-        f"one thread, U-Net of {sum(q.numel() for q in UNet().parameters()):,} parameters, pictures {a.size}x{a.size}\n"
-    )
+    n = sum(q.numel() for q in UNet().parameters())
+    print(f"one thread, U-Net of {n:,} parameters, pictures {a.size}x{a.size}\n")
     print(f"{'batch':>6}{'a bare call, ms':>16}{'loop':>12}{'sample':>12}")
     for batch in a.batch:
         loops(batch, a.size, a.calls, a.repeats)
     print(
-        f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}{'noise, us':>11}{'besides':>9}"
+        f"\n{'scheduler':26}{'batch':>6}{'ours, us':>10}{'diffusers, us':>15}{'ours/theirs':>13}"
+        f"{'noise, us':>11}{'besides':>9}"
     )
-    for module, name, their_name, calls in STEPS:
-        try:
-            ours = getattr(importlib.import_module(f'miniai.{module}'), name)
-        except (ImportError, AttributeError):
-            print(f"{name:26} skipped: miniai.{module} has none here")
-            continue
-        theirs = getattr(diffusers, their_name)
+    for ours, their_name, calls in STEPS:
+        theirs, name = getattr(diffusers, their_name), ours.__name__
         for batch in a.batch:
             us, them, noise, ratio = steps(
                 ours(**COMMON), theirs(**COMMON), batch, a.size, calls, a.repeats, name in RANDOM
             )
-            dice, besides = (
-                (f'{noise:.0f}', f'{(us - noise) / (them - noise):.2f}') if name in RANDOM else '--'
-            )
-            print(
-                f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}{dice:>11}{besides:>9}",
-                flush=True,
-            )
+            line = f"{name:26}{batch:>6}{us:>10.0f}{them:>15.0f}{ratio:>13.2f}"
+            if name in RANDOM:
+                line += f"{noise:>11.0f}{(us - noise) / (them - noise):>9.2f}"
+            print(line, flush=True)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
-"""Mean shift side by side: ours, the per-point loop, scikit-learn without and with bin_seeding, on the same points and bandwidth.
+"""Mean shift side by side: ours, the loop over points, scikit-learn with and without bin_seeding.
 
-    python tests/bench/meanshift.py                      # every size; --cap 60 stops a run after so many seconds, and says so
+    python tests/bench/meanshift.py                      # every size
+    python tests/bench/meanshift.py --cap 60             # stops a run after 60 s, and says so
     python tests/bench/meanshift.py --points 1500 --repeat 5
 
-Six Gaussian blobs of standard deviation sqrt(5); the bandwidth is 2.5 in 2-D. In 16-D it's 5: there the points of a blob are 12 apart.
-Each run has a process of its own: the seconds are of `fit` alone (the fastest of --repeat), the memory is the most that `fit`
-added to the process, and the most of the whole process. `rand` is the adjusted Rand index against the true blobs.
-scikit-learn's kernel is flat, ours a Gaussian unless it says flat. Where both ran, the centres of `ours` are compared with those of `ours, exact`."""
+Six Gaussian blobs of standard deviation sqrt(5), the same points and bandwidth for all. It's 2.5 in
+2-D; in 16-D it's 5: there the points of a blob are 12 apart. Each run has a process of its own: the
+seconds are of `fit` alone (the fastest of --repeat), the memory is the most that `fit` added to the
+process, and the most of the whole process. `rand` is the adjusted Rand index against the blobs.
+scikit-learn's kernel is flat, ours a Gaussian unless it says flat. Where both ran, the centres of
+`ours` are compared with those of `ours, exact`."""
 
 import argparse
 import json
@@ -136,7 +139,8 @@ def main():
     rows = []
     print(f'{args.threads} thread(s); a method is stopped after {args.cap:g} s\n')
     print(
-        f'{"points":>9} {"dims":>4}  {"method":26} {"seconds":>8} {"fit MiB":>8} {"all MiB":>8} {"groups":>6} {"rand":>7}'
+        f'{"points":>9} {"dims":>4}  {"method":26} {"seconds":>8} {"fit MiB":>8} {"all MiB":>8} '
+        f'{"groups":>6} {"rand":>7}'
     )
     for n, d in SIZES:
         if (args.points and n not in args.points) or (args.dims and d not in args.dims):
@@ -145,7 +149,7 @@ def main():
         for method in args.methods:
             if n == 1_000_000 and method != 'ours':
                 continue
-            # a loop over points or a search for each takes at least as long for more points as it did for fewer: don't start it again
+            # what was stopped with fewer points would take at least as long with more
             if any(
                 r['method'] == method
                 and r['dims'] == d
@@ -173,9 +177,8 @@ def main():
                 )
             rows.append(row)
         if done.get('ours') and done.get('ours, exact'):
-            print(
-                f'{n:9,} {d:4}  centres of ours are within {off(done["ours"], done["ours, exact"], h):.1e} bandwidths of the exact ones'
-            )
+            worst = off(done['ours'], done['ours, exact'], h)
+            print(f'{n:9,} {d:4}  centres of ours: within {worst:.1e} bandwidths of the exact ones')
     seconds = {(r['points'], r['dims'], r['method']): r['seconds'] for r in rows}
     print()
     for n, d, other in [

@@ -1,10 +1,12 @@
-"""Quality against calls of the network: every sampler, ours and diffusers', on one model in one run.
+"""Quality against calls of the network: every sampler, ours and diffusers', on one model.
 
     OMP_NUM_THREADS=1 python tests/bench/samplers.py
 
-Trains the 8x8 model (or takes a saved one, --model), then draws --n pictures with each sampler from the same noise. FID is of all of
-them against the training rows, through the judge of lesson 9, as `time_to_quality.py` has it, and the mean over --seeds. The line to
-beat is ancestral sampling with 1000 calls. Seconds are processor seconds, which other work on the machine hardly changes.
+Trains the 8x8 model (or takes a saved one, --model), then draws --n pictures with each sampler
+from the same noise. FID is of all of them against the training rows, through the classifier of
+lesson 15, as `time_to_quality.py` has it, and the mean over --seeds. The line to beat is
+ancestral sampling with 1000 calls. Seconds are processor seconds, which other work on the machine
+hardly changes.
 """
 
 import argparse
@@ -14,18 +16,17 @@ import warnings
 import diffusers
 import torch
 
-from miniai.cli import make_eval
+from miniai.classifier import train_classifier
 from miniai.data import DataLoaders, load_digits
 from miniai.diffusion import diffusion_learner, sample
-from miniai.metrics import fid
+from miniai.metrics import ImageEval, fid
+from miniai.momentum import MomentumScheduler, power_times
 from miniai.samplers import (
     DDIMScheduler,
     DPMSolverScheduler,
     EulerAncestralScheduler,
     EulerScheduler,
     HeunScheduler,
-    MomentumScheduler,
-    power_times,
 )
 from miniai.schedulers import DDPMScheduler
 from miniai.tensors import set_seed
@@ -37,11 +38,16 @@ KW = dict(
 
 
 def contestants():
-    "Name, scheduler, and the times for so many calls (a number, a list, or None where that number of calls can't be)."
-    plain, power = (lambda n: n), (lambda n: power_times(n))
-    heun = lambda n: (
-        [940 * (1 - i / ((n + 1) // 2)) for i in range((n + 1) // 2)] if n % 2 else None
-    )  # two calls a step, one for the last; not from the very top
+    """Name, scheduler, and a function from a number of calls to the times to visit.
+
+    Times are a number, a list, or None where that number of calls can't be."""
+    plain, power = int, power_times
+
+    def heun(n):
+        "Two calls a step, one for the last; not from the very top."
+        steps = (n + 1) // 2
+        return [940 * (1 - i / steps) for i in range(steps)] if n % 2 else None
+
     return [
         ('DDPM', DDPMScheduler(**KW), plain),
         ('DDIM', DDIMScheduler(**KW), plain),
@@ -68,6 +74,13 @@ def contestants():
     ]
 
 
+def cell(figure):
+    "A figure of the table: a FID, or what there is instead."
+    if figure is None:
+        return f'{"-":>8}'
+    return f'{figure[0]:8.3f}' if figure[0] < 1e4 else f'{"fails":>8}'
+
+
 def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -87,9 +100,10 @@ def main():
     warnings.filterwarnings('ignore')
 
     set_seed(42)
-    ds = load_digits()
-    dls = DataLoaders.from_dataset(ds, batch_size=64, device='cpu')
-    ev = make_eval(dls, ds, 'cpu')
+    dls = DataLoaders.from_dataset(load_digits(), batch_size=64, device='cpu', valid_size=0)
+    train, held_out = dls.train.tensors[0], dls.test.tensors[0]
+    judge = train_classifier(dls, device='cpu').model.eval()
+    ev = ImageEval(judge.features, train, held_out, 'our digit classifier, 64 features')
     start = time.process_time()
     if args.model:
         model = UNet.from_pretrained(args.model)
@@ -98,18 +112,20 @@ def main():
         learn = diffusion_learner(UNet(1, (16, 32)), dls, DDPMScheduler(**KW), device='cpu')
         learn.fit(args.epochs, valid=False)
         model = learn.ema.model
+    took, size = time.process_time() - start, sum(q.numel() for q in model.parameters())
     print(
-        f"{sum(q.numel() for q in model.parameters()):,} parameters, {time.process_time() - start:.0f} s of training; {args.n} pictures per figure, seeds {args.seeds}; judge: {ev.name}\n"
-        f"real against real, {len(ev.held_out)} at a time: {ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f}",
+        f"{size:,} parameters, {took:.0f} s of training; {args.n} pictures per figure, "
+        f"seeds {args.seeds}; judge: {ev.name}\n"
+        f"real against real, {len(ev.held_out)} at a time: "
+        f"{ev.real['fid']:.2f} +- {ev.real['fid_std']:.2f}",
         flush=True,
     )
 
     def measure(scheduler, times):
         values, start = [], time.process_time()
         for seed in args.seeds:
-            x = sample(
-                model, scheduler, (args.n, 1, 8, 8), times, torch.Generator().manual_seed(seed)
-            )
+            gen = torch.Generator().manual_seed(seed)
+            x = sample(model, scheduler, (args.n, 1, 8, 8), times, gen)
             with torch.no_grad():
                 values.append(fid(ev.features(x).double(), ev.f_train))
         return sum(values) / len(values), (time.process_time() - start) / len(args.seeds)
@@ -124,15 +140,8 @@ def main():
         figures = [
             measure(scheduler, times(n)) if times(n) is not None else None for n in args.calls
         ]
-        print(
-            f'{name:30}'
-            + ''.join(
-                f'{f[0]:8.3f}' if f and f[0] < 1e4 else f"{'-' if not f else 'fails':>8}"
-                for f in figures
-            )
-            + f'{sum(f[1] for f in figures if f):10.1f}',
-            flush=True,
-        )
+        print(f'{name:30}' + ''.join(map(cell, figures)), end='')
+        print(f'{sum(f[1] for f in figures if f):10.1f}', flush=True)
     if not args.no_1000:
         print(
             'DDPM, 1000 calls: FID {:.3f}, {:.0f} s'.format(*measure(DDPMScheduler(**KW), 1000)),

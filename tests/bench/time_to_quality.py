@@ -13,18 +13,18 @@ import time
 
 import torch
 
-from miniai.autoguidance import WeakerSelfCB
 from miniai.callbacks import TimeBudgetCB
 from miniai.cli import guided, make_eval, recipe
 from miniai.data import DataLoaders, TensorLoader, load_images
 from miniai.diffusion import diffusion_learner, sample
+from miniai.guidance import GuideModelCB
 from miniai.samplers import DPMSolverScheduler
 from miniai.tensors import set_seed
 from miniai.unet import UNet
 
 
 class Miniai:
-    "This library, as `miniai demo` uses it, and without its guidance by the network's weaker self."
+    "This library, as `miniai demo` uses it, and without its guide model."
 
     name = 'miniai'
 
@@ -55,8 +55,8 @@ class Miniai:
             device='cpu',
             **self.suited['learner'],
         )
-        self.weaker = WeakerSelfCB(self.learn.ema)
-        self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.weaker], valid=False)
+        self.early = GuideModelCB(self.learn.ema)
+        self.learn.fit(10**9, cbs=[TimeBudgetCB(seconds, self.clock), self.early], valid=False)
         return (
             self.learn.n_steps * len(images) / len(loader)
         )  # the last batch of an epoch is smaller
@@ -77,7 +77,7 @@ class Miniai:
         ).clamp(-1, 1)
 
     def sample(self, n, seed):
-        return self.draw(guided(self.learn.ema.model, self.weaker.model), n, seed)
+        return self.draw(guided(self.learn.ema.model, self.early.model), n, seed)
 
     def plain(self, n, seed):
         return self.draw(self.learn.ema.model, n, seed)
