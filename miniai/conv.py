@@ -12,48 +12,62 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# %% ../nbs/13_convolution.ipynb #00000003
-def unfold(x:torch.Tensor, # pictures `(n, c, h, w)`
-           kernel:int, stride:int=1, padding:int=0) -> torch.Tensor: # `(n, c*kernel*kernel, windows)`
-    "Each window of the pictures as a column. Raises `ValueError` where no window fits."
+# %% ../nbs/13_convolution.ipynb #00000029
+def unfold(x, kernel: int, stride: int = 1, padding: int = 0) -> torch.Tensor:
+    """Returns each window of pictures `(n, c, h, w)` as a column, `(n, c*kernel*kernel, windows)`.
+
+    Raises `ValueError` where no window fits.
+    """
     x = F.pad(x, [padding]*4)
     n, c, h, w = x.shape
     if kernel < 1 or stride < 1 or kernel > min(h, w):
-        raise ValueError(f"a {kernel}x{kernel} window at stride {stride} doesn't fit into {h}x{w} (padding included): use a smaller kernel or more padding")
+        raise ValueError(f"a {kernel}x{kernel} window at stride {stride} doesn't fit into {h}x{w} "
+                         "(padding included): use a smaller kernel or more padding")
     ho, wo = (h - kernel)//stride + 1, (w - kernel)//stride + 1
     a, b, d, e = x.stride()
-    windows = x.as_strided((n, c, kernel, kernel, ho, wo), (a, b, d, e, d*stride, e*stride), x.storage_offset())
+    windows = x.as_strided((n, c, kernel, kernel, ho, wo), (a, b, d, e, d*stride, e*stride),
+                           x.storage_offset())
     return windows.reshape(n, c*kernel*kernel, ho*wo)
 
-def conv2d(x:torch.Tensor, # `(n, c_in, h, w)`
-           weight:torch.Tensor, # `(c_out, c_in, kernel, kernel)`
-           bias:torch.Tensor=None, # `(c_out,)`
-           stride:int=1, padding:int=0) -> torch.Tensor: # `(n, c_out, h_out, w_out)`
-    "Convolution as one matrix product. Raises `ValueError` when the channels don't fit."
-    if x.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"these kernels look at {weight.shape[1]} channels, (n, {weight.shape[1]}, h, w), but got {tuple(x.shape)}")
-    k = weight.shape[-1]
+# %% ../nbs/13_convolution.ipynb #0000002a
+def conv2d(x, weight, bias=None, stride: int = 1, padding: int = 0) -> torch.Tensor:
+    """Returns the convolution of `(n, c_in, h, w)` with kernels `(c_out, c_in, k, k)`.
+
+    One matrix product. Raises `ValueError` when the channels don't fit.
+    """
+    c, k = weight.shape[1], weight.shape[-1]
+    if x.ndim != 4 or x.shape[1] != c:
+        raise ValueError(f"these kernels look at {c} channels, (n, {c}, h, w), "
+                         f"but got {tuple(x.shape)}")
     ho, wo = ((s + 2*padding - k)//stride + 1 for s in x.shape[2:])
     out = weight.flatten(1) @ unfold(x, k, stride, padding)
     if bias is not None:
         out = out + bias[:, None]
     return out.view(len(x), -1, ho, wo)
 
-# %% ../nbs/13_convolution.ipynb #00000004
-def conv_transpose2d(y:torch.Tensor, # `(n, c_in, h, w)`
-                     weight:torch.Tensor, # `(c_in, c_out, kernel, kernel)`
-                     stride:int=1, padding:int=0) -> torch.Tensor: # `(n, c_out, (h - 1)*stride + kernel - 2*padding, ...)`
-    "Each number stamps its kernel into the result; overlapping stamps add: the transpose of `conv2d`."
+# %% ../nbs/13_convolution.ipynb #0000002c
+def conv_transpose2d(y, weight, stride: int = 1, padding: int = 0) -> torch.Tensor:
+    """Returns the transpose of `conv2d` at `y` `(n, c_in, h, w)`, for `(c_in, c_out, k, k)`.
+
+    Each number stamps its kernel into the result; overlapping stamps add. Height and width
+    become `(h - 1)*stride + k - 2*padding`.
+    """
     if y.ndim != 4 or y.shape[1] != weight.shape[0]:
-        raise ValueError(f"these kernels are stamped by {weight.shape[0]} channels, (n, {weight.shape[0]}, h, w), but got {tuple(y.shape)}")
-    (n, _, h, w), k = y.shape, weight.shape[-1]
-    out = y.new_zeros(n, weight.shape[1], (h - 1)*stride + k, (w - 1)*stride + k)
-    for i, j in ((i, j) for i in range(k) for j in range(k)):                # for each place in the kernel, all stamps at once
-        out[:, :, i:i + (h - 1)*stride + 1:stride, j:j + (w - 1)*stride + 1:stride] += torch.einsum('nihw,io->nohw', y, weight[:, :, i, j])
+        c = weight.shape[0]
+        raise ValueError(f"these kernels are stamped by {c} channels, (n, {c}, h, w), "
+                         f"but got {tuple(y.shape)}")
+    k, (h, w) = weight.shape[-1], ((s - 1)*stride + 1 for s in y.shape[2:])
+    out = y.new_zeros(len(y), weight.shape[1], h + k - 1, w + k - 1)
+    for i in range(k):
+        for j in range(k):
+            stamps = torch.einsum('nihw,io->nohw', y, weight[:, :, i, j])
+            out[:, :, i:i + h:stride, j:j + w:stride] += stamps
     return out[:, :, padding:out.shape[2] - padding, padding:out.shape[3] - padding]
 
-# %% ../nbs/13_convolution.ipynb #00000005
-def norm(width): return nn.GroupNorm(math.gcd(width, 8), width)
+# %% ../nbs/13_convolution.ipynb #0000002f
+def norm(width: int) -> nn.GroupNorm:
+    "Returns a group norm for `width` channels, in 8 groups where 8 divides it."
+    return nn.GroupNorm(math.gcd(width, 8), width)
 
 def zero_(module):
     "Sets all parameters of `module` to 0, and returns it."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stratified_times', 'DiffusionCB', 'sample', 'diffusion_learner']
 
-# %% ../nbs/23_diffusion.ipynb #c002
+# %% ../nbs/23_diffusion.ipynb #00000002
 import inspect
 from contextlib import nullcontext
 from functools import partial
@@ -19,53 +19,67 @@ from .learner import Callback, DeviceCB, Learner, modes_kept
 from .schedulers import randn
 from .tensors import default_device
 
-# %% ../nbs/23_diffusion.ipynb #c008
-def stratified_times(n:int, num_train_timesteps:int, device=None) -> torch.Tensor:
-    "`n` random times, one from each n-th part of the range: uniform each, evenly spread together."
+# %% ../nbs/23_diffusion.ipynb #0000000e
+def stratified_times(n, num_train_timesteps, device=None) -> torch.Tensor:
+    "Returns `n` random times, one from each n-th of the range: each uniform, together even."
     u = (torch.randperm(n, device=device) + torch.rand(n, device=device))/n
     return (u*num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
+# %% ../nbs/23_diffusion.ipynb #00000013
 class DiffusionCB(Callback):
-    """Turns a batch of pictures x0 into ((x_t, t), target): noise at a random time, and what `scheduler` says a model should answer (Ho et al. 2020, algorithm 1).
-    With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share `cond_drop` of the training pictures (Ho & Salimans 2022)."""
+    """Turns a batch of pictures x0 into ((x_t, t), target): noise at random times, and the answer.
+
+    Ho et al. 2020, algorithm 1. `scheduler` says how noise is added and what a model should answer.
+    With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share
+    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). Raises `ValueError` where
+    the model has no such classes."""
     order = -50
-    def __init__(self, scheduler, # says how noise is added, and what a model should answer
-                 cond_drop:float=None): # None: labels aren't passed on; 0 to 1: passed on, but hidden from this share of the pictures
+
+    def __init__(self, scheduler, cond_drop=None):
         if cond_drop is not None and not 0 <= cond_drop <= 1:
-            raise ValueError(f"cond_drop is {cond_drop}, expected a share from 0 to 1, or None to leave the labels out")
+            raise ValueError(f"cond_drop is {cond_drop}, expected a share from 0 to 1, or None")
         self.scheduler, self.cond_drop = scheduler, cond_drop
+
     def before_fit(self, learn):
-        if self.cond_drop is None:
-            return
-        self.num_classes = getattr(getattr(learn.model, 'module', learn.model), 'num_classes', None)
-        if self.num_classes is None:
-            raise ValueError("cond_drop tells the model the classes, but this one was built without: build it with num_classes, or leave cond_drop out")
+        model = getattr(learn.model, 'module', learn.model)
+        self.num_classes = getattr(model, 'num_classes', None)
+        if self.cond_drop is not None and self.num_classes is None:
+            raise ValueError("cond_drop tells the model the classes, but this one knows none: "
+                             "build it with num_classes, or leave cond_drop out")
+
     def before_batch(self, learn):
         x0 = learn.batch[0]
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
-        cond = () if self.cond_drop is None else (self._classes(learn, learn.batch[1]),)
-        learn.batch = (self.scheduler.add_noise(x0, noise, t), t, *cond), self.scheduler.target(x0, noise, t)
-    def _classes(self, learn, y):
-        if learn.i == 0 and (y.min() < 0 or y.max() >= self.num_classes):            # once an epoch: a GPU would have to wait
-            raise ValueError(f"labels must be from 0 to {self.num_classes - 1} to be told to this model, but they run from {y.min()} to {y.max()} (-1: no label)")
-        return y.masked_fill(torch.rand(len(y), device=y.device) < self.cond_drop, self.num_classes) if learn.training else y
+        told = () if self.cond_drop is None else (self._classes(learn, learn.batch[1]),)
+        inputs = self.scheduler.add_noise(x0, noise, t), t, *told
+        learn.batch = inputs, self.scheduler.target(x0, noise, t)
 
-# %% ../nbs/23_diffusion.ipynb #c011
+    def _classes(self, learn, y):
+        # only once an epoch: a GPU would have to wait
+        if learn.i == 0 and (y.min() < 0 or y.max() >= self.num_classes):
+            raise ValueError(f"labels must be from 0 to {self.num_classes - 1} for this model, but "
+                             f"they run from {y.min()} to {y.max()} (-1: no label)")
+        if not learn.training:
+            return y
+        hidden = torch.rand(len(y), device=y.device) < self.cond_drop
+        return y.masked_fill(hidden, self.num_classes)
+
+# %% ../nbs/23_diffusion.ipynb #00000014
 @torch.no_grad()
-def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
-           scheduler, # this course's or diffusers'
-           shape_or_x, # `(n, c, h, w)` to start from noise, or a tensor to start from it as it is
-           num_inference_steps:int=1000, # at most the scheduler's training steps
-           generator=None, # the dice: a `torch.Generator`, or a list with one for each picture; the global ones if not given
-           callback=None # called after each step as `callback(i, t, x, x0)`, x0 being the present guess
-          ) -> torch.Tensor: # `(n, c, h, w)`, about in [-1, 1]
-    "Draw pictures: from noise, step by step along the scheduler's times (Ho et al. 2020, algorithm 2)."
-    is_module = isinstance(model, nn.Module)
-    weight = next(model.parameters(), None) if is_module else None
-    device = weight.device if weight is not None else getattr(shape_or_x, 'device', None) or default_device()
+def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=None, callback=None):
+    """Returns pictures `(n, c, h, w)`, about in [-1, 1]: from noise, step by step.
+
+    Ho et al. 2020, algorithm 2. `model(x, t)`: x `(n, c, h, w)`, t `(n,)`. `scheduler`: this
+    course's or diffusers'. `shape_or_x`: `(n, c, h, w)` to start from noise, or a tensor to start
+    from as it is. `generator`: a `torch.Generator`, a list with one for each picture, or None for
+    the global one. `callback(i, t, x, x0)` is called after each step; x0 is the present guess."""
     _check_start(shape_or_x, generator)
-    # not every scheduler of diffusers takes dice, or says what it guesses at
-    dice = {'generator': generator} if 'generator' in inspect.signature(scheduler.step).parameters else {}
+    is_module = isinstance(model, nn.Module)
+    like = next(model.parameters(), shape_or_x) if is_module else shape_or_x
+    device = getattr(like, 'device', None) or default_device()
+    # not every scheduler of diffusers takes a generator, or says what it guesses at
+    takes = 'generator' in inspect.signature(scheduler.step).parameters
+    options = dict(generator=generator) if takes else {}
     scheduler.set_timesteps(num_inference_steps)
     if isinstance(shape_or_x, torch.Tensor):
         x = shape_or_x.to(device)
@@ -75,32 +89,37 @@ def sample(model, # `model(x, t)`: x `(n, c, h, w)`, t `(n,)`
         if is_module:
             model.eval()
         for i, (t, at) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(device))):
-            out = model(scheduler.scale_model_input(x, t), at.expand(len(x)))
-            step = scheduler.step(out, t, x, **dice)
+            answer = model(scheduler.scale_model_input(x, t), at.expand(len(x)))
+            step = scheduler.step(answer, t, x, **options)
             x = step.prev_sample
             if callback:
                 callback(i, t, x, getattr(step, 'pred_original_sample', None))
     return x
 
 def _check_start(shape_or_x, generator):
-    if not isinstance(shape_or_x, torch.Tensor) and not all(isinstance(n, int) and n > 0 for n in shape_or_x):
-        raise ValueError(f"the shape must be positive whole numbers (n, c, h, w), but is {shape_or_x}")
-    n = len(shape_or_x) if isinstance(shape_or_x, torch.Tensor) else shape_or_x[0]
-    dice = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
-    for g in dice:
-        if not isinstance(g, torch.Generator):
-            raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...), or a list of them")
-    if dice is generator and len(dice) != n:
-        raise ValueError(f"{len(dice)} generators for {n} pictures: give one for each, or a single one for all")
+    is_tensor, many = isinstance(shape_or_x, torch.Tensor), isinstance(generator, (list, tuple))
+    if not is_tensor and not all(isinstance(n, int) and n > 0 for n in shape_or_x):
+        raise ValueError(f"the shape must be positive whole numbers (n, c, h, w), not {shape_or_x}")
+    for g in generator if many else [generator]:
+        if not isinstance(g, torch.Generator) and (many or g is not None):
+            raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...)")
+    n = len(shape_or_x) if is_tensor else shape_or_x[0]
+    if many and len(generator) != n:
+        raise ValueError(f"{len(generator)} generators for {n} pictures: give one for each, or one")
 
-# %% ../nbs/23_diffusion.ipynb #c015
-def diffusion_learner(model, dls, scheduler, # what to train, on which pictures, with which noise
-                      lr:float=4e-3, ema_decay:float=0.999, cbs=(), device=None,
-                      cond_drop:float=None, # None: the model isn't told the labels; else as for `DiffusionCB`
-                      opt_func=partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True) # (parameters, lr) -> optimiser
-                     ) -> Learner:
-    "A `Learner` that trains a noise predictor by this course's recipe. Sample from `learn.ema.model`, the average of the weights."
+# %% ../nbs/23_diffusion.ipynb #00000018
+_adamw = partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+def diffusion_learner(model, dls, scheduler, lr=4e-3, ema_decay=0.999, cbs=(), device=None,
+                      cond_drop=None, opt_func=_adamw) -> Learner:
+    """Returns a `Learner` that trains a noise predictor by this course's recipe.
+
+    `model`, `dls`, `scheduler`: what to train, on which pictures, with which noise. `cond_drop`:
+    None if the model isn't told the labels, else as for `DiffusionCB`. Sample from
+    `learn.ema.model`, the average of the weights."""
     ema = EMACB(ema_decay)
-    learn = Learner(model, dls, F.mse_loss, lr, [DeviceCB(device), DiffusionCB(scheduler, cond_drop), ema, GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs], opt_func)
+    usual = [DeviceCB(device), DiffusionCB(scheduler, cond_drop), ema, GradClipCB(1.), ScheduleCB(),
+             MetricsCB()]
+    learn = Learner(model, dls, F.mse_loss, lr, [*usual, *cbs], opt_func)
     learn.ema = ema
     return learn

@@ -1,14 +1,18 @@
-"""The libraries that miniai's time-to-quality benchmark runs beside it, behind one small interface.
+"""The libraries that the time-to-quality benchmark runs beside miniai, behind one interface.
 
-Each class wraps one library's own U-Net, noise schedule, loss, optimiser, weight average and sampler. The recipe is the
-one its README or example script trains with; only what must shrink for 8x8 pictures and a minute on two processor cores
-was changed, always in the peer's favour, and each class says what.
+Each class wraps one library's own U-Net, noise schedule, loss, optimiser, weight average and
+sampler. The recipe is the one its README or example script trains with; only what must shrink for
+8x8 pictures and a minute on two processor cores was changed, always in the peer's favour, and
+each class says what.
 
-Every peer also gets what its own script does not have: the pictures held as one tensor (no DataLoader, no decoding), the
-fused optimiser, a warm-up and cosine decay that fit the budget, and no flips (a mirrored digit is no digit).
+Every peer also gets what its own script does not have: the pictures held as one tensor (no
+DataLoader, no decoding), the fused optimiser, a warm-up and cosine decay that fit the budget, and
+no flips (a mirrored digit is no digit).
 
-    peer = Diffusers(size=8, seed=0, budget=60)    # budget: the seconds the learning-rate decay is stretched over
-    seen = peer.train(images, seconds=60)          # images (n, 1, 8, 8) in [-1, 1]; call again to continue
+    # budget: the seconds the learning-rate decay is stretched over
+    peer = Diffusers(size=8, seed=0, budget=60)
+    # images (n, 1, 8, 8) in [-1, 1]; call again to continue
+    seen = peer.train(images, seconds=60)
     new = peer.sample(1800, seed=1)                # (1800, 1, 8, 8) in [-1, 1]
 """
 
@@ -22,7 +26,8 @@ import torch.nn.functional as F
 from miniai.callbacks import warmup_cosine
 from miniai.data import import_torchvision
 
-import_torchvision()  # two peers import torchvision, whose compiled half is missing on some machines
+# two peers import torchvision, whose compiled half is missing on some machines
+import_torchvision()
 
 import smalldiffusion
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -33,15 +38,19 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Peer:
-    "One library: builds its model, trains it by the clock, samples from it. Subclasses fill in `build`, `step`, `draw`."
+    """One library: builds its model, trains it by the clock, samples from it.
+
+    Subclasses fill in `build`, `step`, `draw`."""
 
     name = None
     lr, batch_size, warmup = 1e-3, 64, 0.05
 
     def __init__(self, size, seed, budget=60.0, clock=time.perf_counter):
-        """`clock`: what counts the seconds; `time.process_time` counts only those this process had a core for. `size`: height and width of the (grey) pictures, a multiple of 4; `seed`: for weights, batches, times and noise;
-        `budget`: all the seconds of training planned, over which the learning rate warms up and decays. For the fairest
-        figure at a shorter time train a fresh peer with that budget. Raises ValueError for a size no U-Net here divides."""
+        """`clock`: what counts the seconds; `time.process_time` counts only those this process
+        had a core for. `size`: height and width of the (grey) pictures, a multiple of 4; `seed`:
+        for weights, batches, times and noise; `budget`: all the seconds of training planned, over
+        which the learning rate warms up and decays. For the fairest figure at a shorter time
+        train a fresh peer with that budget. Raises ValueError for a size no U-Net here divides."""
         if size < 8 or size % 4:
             raise ValueError(
                 f'size is {size}; the peers need a multiple of 4, at least 8: enlarge or pad'
@@ -62,7 +71,9 @@ class Peer:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def train(self, images, seconds):
-        "Train for `seconds` more on `images` (n, 1, size, size) in [-1, 1]; return how many pictures were seen in this call."
+        """Train for `seconds` more on `images` (n, 1, size, size) in [-1, 1].
+
+        Returns how many pictures were seen in this call."""
         seen = 0
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.rng)
@@ -79,7 +90,9 @@ class Peer:
         return seen
 
     def next_batch(self, images):
-        "The next `batch_size` of `images` in an order shuffled anew each epoch (a last, smaller batch is dropped)."
+        """The next `batch_size` of `images`, in an order shuffled anew each epoch.
+
+        A last, smaller batch is dropped."""
         n = min(self.batch_size, len(images))
         if len(self.order) < n:
             self.order = torch.randperm(len(images))
@@ -96,10 +109,11 @@ class Peer:
 
 
 class Diffusers(Peer):
-    """`UNet2DModel` + `DDPMScheduler`, as in diffusers' train_unconditional.py: noise prediction, linear betas, AdamW with
-    betas (0.95, 0.999), weight decay 1e-6, warm-up and cosine decay, gradient clip 1, EMA with power 3/4.
-    Changed for the size: widths, one block per level, attention in the middle only, larger batch and lr. Changed because
-    it halved the FID: cosine betas and v prediction (both options of the scheduler). Its own ancestral sampler, 150 steps."""
+    """`UNet2DModel` + `DDPMScheduler`, as in diffusers' train_unconditional.py: noise prediction,
+    linear betas, AdamW with betas (0.95, 0.999), weight decay 1e-6, warm-up and cosine decay,
+    gradient clip 1, EMA with power 3/4. Changed for the size: widths, one block per level,
+    attention in the middle only, larger batch and lr. Changed because it halved the FID: cosine
+    betas and v prediction (both options of the scheduler). Its own ancestral sampler, 150 steps."""
 
     name = 'diffusers'
     lr, batch_size, widths, layers, groups, steps = 3e-3, 64, (16, 32), 1, 8, 150
@@ -159,11 +173,12 @@ class Diffusers(Peer):
 
 
 class DenoisingDiffusionPytorch(Peer):
-    """`Unet` + `GaussianDiffusion`, as its Trainer: v prediction, sigmoid betas, Adam with betas (0.9, 0.99), gradient
-    clip 1, EMA 0.995, its own DDIM (eta 1). Changed for the size: width, multipliers, larger lr and batch; above 8x8 fewer
-    and narrower attention heads, which it has at every level: 2.2 times as many pictures a second. Changed for the short
-    run: the EMA follows every step (every 10th, its Trainer's habit, more than doubled the FID) and the lr, constant in
-    the Trainer, decays."""
+    """`Unet` + `GaussianDiffusion`, as its Trainer: v prediction, sigmoid betas, Adam with betas
+    (0.9, 0.99), gradient clip 1, EMA 0.995, its own DDIM (eta 1). Changed for the size: width,
+    multipliers, larger lr and batch; above 8x8 fewer and narrower attention heads, which it has
+    at every level: 2.2 times as many pictures a second. Changed for the short run: the EMA
+    follows every step (every 10th, its Trainer's habit, more than doubled the FID) and the lr,
+    constant in the Trainer, decays."""
 
     name = 'denoising-diffusion-pytorch'
     lr, batch_size, dim, mults, head_dim, heads, steps = 4e-3, 64, 16, (1, 2), 32, 4, 50
@@ -203,10 +218,12 @@ class DenoisingDiffusionPytorch(Peer):
 
 
 class SmallDiffusion(Peer):
-    """`Scaled(Unet)`, AdamW and EMA 0.999 as in its Fashion-MNIST example, with its own `PredV`, `ScheduleCosine` and
-    DDPM sampler (gam 1, mu 0.5; 100 steps): with the example's noise prediction, log-linear schedule and 20 steps with
-    gam 1.6 no net tried here came near in a minute. Changed for the size: width (its GroupNorm has 32 groups: no width below 32
-    works), levels, one block per level, attention at the coarsest, no dropout, smaller batch, lr decay (constant there)."""
+    """`Scaled(Unet)`, AdamW and EMA 0.999 as in its Fashion-MNIST example, with its own `PredV`,
+    `ScheduleCosine` and DDPM sampler (gam 1, mu 0.5; 100 steps): with the example's noise
+    prediction, log-linear schedule and 20 steps with gam 1.6 no net tried here came near in a
+    minute. Changed for the size: width (its GroupNorm has 32 groups: no width below 32 works),
+    levels, one block per level, attention at the coarsest, no dropout, smaller batch, lr decay
+    (constant there)."""
 
     name = 'smalldiffusion'
     lr, batch_size, width, mults, blocks, dropout, steps, gam, mu = (
@@ -258,7 +275,9 @@ class SmallDiffusion(Peer):
 
 
 def ema_from_start(decay):
-    "torch_ema's average, which the smalldiffusion examples use: `decay`, but (1 + n) / (10 + n) while that is smaller."
+    """torch_ema's average, which the smalldiffusion examples use.
+
+    It keeps `decay`, but (1 + n) / (10 + n) while that is smaller."""
 
     def update(averaged, current, n):
         d = min(decay, (1 + int(n)) / (10 + int(n)))
