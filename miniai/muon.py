@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             groups[p.ndim > 1 and min(p.shape[:2]) >= 16]['params'].append(p)
         super().__init__([g for g in groups.values() if g['params']],
-                         dict(momentum=momentum, betas=betas, eps=eps))
+                         dict(lr=lr, momentum=momentum, betas=betas, eps=eps))
 
     @torch.no_grad()
     def step(self, closure=None):
