@@ -9,7 +9,7 @@ __all__ = ['derivative', 'finite_difference', 'unbroadcast', 'Tensor']
 import numpy as np
 import torch
 
-# %% ../nbs/05_autograd.ipynb #0000002e
+# %% ../nbs/05_autograd.ipynb #00000032
 def _places(x, h=None, kind='central'):
     "`x` in floats, and the places to its right and left where `f` is taken."
     if not isinstance(x, torch.Tensor):
@@ -31,7 +31,7 @@ def _places(x, h=None, kind='central'):
         raise ValueError(f"a step of {h} is lost in the rounding of x: take a larger h")
     return x, right, left
 
-# %% ../nbs/05_autograd.ipynb #0000002f
+# %% ../nbs/05_autograd.ipynb #00000033
 def derivative(f, x, h=None):
     """The slope of `f` at `x` by a central difference, for each number of `x` by itself.
 
@@ -67,7 +67,7 @@ def finite_difference(f, x, h=None, kind='central'):
         slopes[i] = (high - low)/(right[i] - left[i])
     return slopes
 
-# %% ../nbs/05_autograd.ipynb #00000032
+# %% ../nbs/05_autograd.ipynb #00000036
 class _Node:
     "Floats, the nodes they were made from, and their slope."
     def __init__(self, data, requires_grad=False):
@@ -94,7 +94,7 @@ class _Node:
         out.requires_grad = bool(out.parents)
         return out
 
-# %% ../nbs/05_autograd.ipynb #00000034
+# %% ../nbs/05_autograd.ipynb #00000038
 def unbroadcast(g, shape):
     "`g` summed over every axis along which broadcasting copied an operand of `shape`."
     if g.shape == shape:
@@ -134,7 +134,7 @@ class _Graph(_Node):
             for p, pull in t.parents:
                 slopes[id(p)] = slopes.get(id(p), 0) + unbroadcast(pull(g), p.shape)
 
-# %% ../nbs/05_autograd.ipynb #00000036
+# %% ../nbs/05_autograd.ipynb #0000003a
 class _Arithmetic(_Graph):
     "The operators."
     __array_ufunc__ = None   # so that `array + tensor` comes here and not to NumPy
@@ -175,7 +175,7 @@ class _Arithmetic(_Graph):
     def __rtruediv__(self, o): return self._lift(o)/self
     def __rmatmul__(self, o): return self._lift(o) @ self
 
-# %% ../nbs/05_autograd.ipynb #00000038
+# %% ../nbs/05_autograd.ipynb #0000003c
 class Tensor(_Arithmetic):
     """An array of floats that remembers how it was made, so that `backward` can find slopes.
 
