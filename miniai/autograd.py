@@ -9,7 +9,7 @@ __all__ = ['derivative', 'finite_difference', 'unbroadcast', 'Tensor']
 import numpy as np
 import torch
 
-# %% ../nbs/05_autograd.ipynb #0000002e
+# %% ../nbs/05_autograd.ipynb #00000032
 def _places(x, h=None, kind='central'):
     "`x` in floats, and the places to its right and left where `f` is taken."
     if not isinstance(x, torch.Tensor):
@@ -31,7 +31,7 @@ def _places(x, h=None, kind='central'):
         raise ValueError(f"a step of {h} is lost in the rounding of x: take a larger h")
     return x, right, left
 
-# %% ../nbs/05_autograd.ipynb #0000002f
+# %% ../nbs/05_autograd.ipynb #00000033
 def derivative(f, x, h=None):
     """The slope of `f` at `x` by a central difference, for each number of `x` by itself.
 
@@ -43,6 +43,7 @@ def derivative(f, x, h=None):
     _, right, left = _places(x, h)
     return (f(right) - f(left))/(right - left)
 
+# %% ../nbs/05_autograd.ipynb #00000034
 def finite_difference(f, x, h=None, kind='central'):
     """The gradient of `f` at `x`, one input at a time: an array shaped like `x`.
 
@@ -67,7 +68,7 @@ def finite_difference(f, x, h=None, kind='central'):
         slopes[i] = (high - low)/(right[i] - left[i])
     return slopes
 
-# %% ../nbs/05_autograd.ipynb #00000032
+# %% ../nbs/05_autograd.ipynb #00000037
 class _Node:
     "Floats, the nodes they were made from, and their slope."
     def __init__(self, data, requires_grad=False):
@@ -94,7 +95,7 @@ class _Node:
         out.requires_grad = bool(out.parents)
         return out
 
-# %% ../nbs/05_autograd.ipynb #00000034
+# %% ../nbs/05_autograd.ipynb #00000039
 def unbroadcast(g, shape):
     "`g` summed over every axis along which broadcasting copied an operand of `shape`."
     if g.shape == shape:
@@ -102,6 +103,7 @@ def unbroadcast(g, shape):
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))   # axes that broadcasting put in front
     return g.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
+# %% ../nbs/05_autograd.ipynb #0000003a
 class _Graph(_Node):
     "A node that can hand its slope on to all nodes it was made from."
     def graph(self):
@@ -134,7 +136,7 @@ class _Graph(_Node):
             for p, pull in t.parents:
                 slopes[id(p)] = slopes.get(id(p), 0) + unbroadcast(pull(g), p.shape)
 
-# %% ../nbs/05_autograd.ipynb #00000036
+# %% ../nbs/05_autograd.ipynb #0000003c
 class _Arithmetic(_Graph):
     "The operators."
     __array_ufunc__ = None   # so that `array + tensor` comes here and not to NumPy
@@ -175,17 +177,9 @@ class _Arithmetic(_Graph):
     def __rtruediv__(self, o): return self._lift(o)/self
     def __rmatmul__(self, o): return self._lift(o) @ self
 
-# %% ../nbs/05_autograd.ipynb #00000038
-class Tensor(_Arithmetic):
-    """An array of floats that remembers how it was made, so that `backward` can find slopes.
-
-    `data` is a number, nested lists, an array, or another Tensor (whose numbers are shared);
-    `requires_grad=True` asks for the slope with respect to it. The operations are NumPy's,
-    broadcasting included. Raises `TypeError` unless the numbers are floats."""
-    def item(self): return self.data.item()
-    def detach(self): return Tensor(self.data)
-    def __repr__(self): return f"Tensor({np.array2string(self.data, precision=4)})"
-
+# %% ../nbs/05_autograd.ipynb #0000003e
+class _Functions(_Arithmetic):
+    "The functions of each number by itself."
     def _one(self, f, slope):
         "`f` of each number; `slope(a, y)` is the local slope at `a`, where the result is `y`."
         a, y = self.data, f(self.data)
@@ -197,6 +191,17 @@ class Tensor(_Arithmetic):
         if not isinstance(n, (int, float, np.number)):
             raise TypeError(f"the power must be a plain number, but it is a {type(n).__name__}")
         return self._one(lambda a: a**n, lambda a, y: n*a**(n - 1) if n else 0.)
+
+# %% ../nbs/05_autograd.ipynb #00000040
+class Tensor(_Functions):
+    """An array of floats that remembers how it was made, so that `backward` can find slopes.
+
+    `data` is a number, nested lists, an array, or another Tensor (whose numbers are shared);
+    `requires_grad=True` asks for the slope with respect to it. The operations are NumPy's,
+    broadcasting included. Raises `TypeError` unless the numbers are floats."""
+    def item(self): return self.data.item()
+    def detach(self): return Tensor(self.data)
+    def __repr__(self): return f"Tensor({np.array2string(self.data, precision=4)})"
 
     def sum(self, axis=None, keepdims=False):
         "The sum over `axis`: one, a tuple of them, or all."

@@ -122,7 +122,7 @@ def best_order(terms, keep, sizes) -> tuple:
         options.append((cost + prod(sizes[c] for c in met), [(i, j), *order]))
     return min(options, key=lambda o: o[0])            # the first of equals: left to right
 
-# %% ../nbs/03_einsum.ipynb #0000002f
+# %% ../nbs/03_einsum.ipynb #00000030
 def _check_dtypes(operands, todo, out, spec):
     "Raise `TypeError` where products of different dtypes, or of bools, are to be summed."
     for c in sorted({c for _, t in todo for c in t if c not in out}):
@@ -133,7 +133,7 @@ def _check_dtypes(operands, todo, out, spec):
                             f"{' and '.join(map(str, dtypes))}; convert them with .to(dtype) "
                             "to one dtype that isn't bool")
 
-# %% ../nbs/03_einsum.ipynb #00000031
+# %% ../nbs/03_einsum.ipynb #00000032
 def einsum(spec:str, *operands:torch.Tensor) -> torch.Tensor:
     """Multiply the operands and sum over each letter that isn't in the output, as `torch.einsum`.
 

@@ -13,7 +13,7 @@ from operator import index
 import numpy as np
 import torch
 
-# %% ../nbs/01_tensors.ipynb #00000040
+# %% ../nbs/01_tensors.ipynb #0000003e
 def broadcast_shapes(*shapes) -> tuple:
     """The shape in which tensors of `shapes` meet; a whole number stands for one axis.
 
@@ -31,7 +31,7 @@ def broadcast_shapes(*shapes) -> tuple:
         out.append(sized[0][-k] if sized else 1)
     return tuple(reversed(out))
 
-# %% ../nbs/01_tensors.ipynb #00000041
+# %% ../nbs/01_tensors.ipynb #0000003f
 def _as_shape(s):
     try:
         s = (index(s),) if hasattr(s, '__index__') else tuple(index(n) for n in s)
@@ -41,7 +41,7 @@ def _as_shape(s):
         raise ValueError(f"shape {s} holds a negative size")
     return s
 
-# %% ../nbs/01_tensors.ipynb #00000044
+# %% ../nbs/01_tensors.ipynb #00000042
 def set_seed(seed=42, deterministic=False):
     """Seed the random generators of Python, NumPy and PyTorch, on every device.
 
@@ -59,7 +59,7 @@ def default_device() -> torch.device:
         return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/01_tensors.ipynb #00000047
+# %% ../nbs/01_tensors.ipynb #00000045
 def to_device(x, device=None):
     """`x` with every tensor in it on `device` (None: `default_device()`).
 
@@ -73,7 +73,7 @@ def to_cpu(x):
     halves = (torch.float16, torch.bfloat16)
     return _apply(x, lambda o: o.detach().cpu().to(torch.float32 if o.dtype in halves else o.dtype))
 
-# %% ../nbs/01_tensors.ipynb #00000048
+# %% ../nbs/01_tensors.ipynb #00000046
 def _apply(x, f):
     if isinstance(x, torch.Tensor):
         return f(x)

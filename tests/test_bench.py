@@ -23,7 +23,7 @@ SMALL = dict(
     classifier='--epochs 1 --seeds 0 --threads 1 --plain',
     samplers='--model MODEL --calls 5 --n 80 --no-1000',
     latents='--seconds 1 --n 20 --pictures 300 --steps 2',
-    captioned='--n-train 600',
+    captioned='--n-train 600 --n-test 300 --judge-pictures 1500',
     time_to_quality='--seconds 1 --n 80 --only miniai',
 )
 

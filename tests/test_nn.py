@@ -103,6 +103,8 @@ def test_mse_and_accuracy():
         x = Tensor(a, requires_grad=True)
         mse_loss(x, target).backward()
         np.testing.assert_allclose(x.grad, t.grad.numpy())
+    plain = cross_entropy(np.zeros((2, 4)), [0, 3])     # an array that's no Tensor
+    assert np.isclose(plain.item(), np.log(4))
     assert accuracy(np.eye(4), [0, 1, 2, 0]) == 0.75 and accuracy(Tensor(np.eye(2)), [1, 0]) == 0
 
 
@@ -123,6 +125,8 @@ REFUSED = {
     'class 4 of 4': (ValueError, '0 to 3', lambda: cross_entropy(Z, [0, 1, 4])),
     'class -1': (ValueError, '0 to 3', lambda: cross_entropy(Z, [0, 1, -1])),
     'shapes': (ValueError, r'\(3, 4\).*\(4,\)', lambda: mse_loss(Z, np.zeros(4))),
+    'a column of labels': (ValueError, r'\(3,\).*\(3, 1\)', lambda: accuracy(Z, np.zeros((3, 1)))),
+    'one label for three': (ValueError, r'\(3,\).*\(1,\)', lambda: accuracy(Z, [0])),
 }
 
 
