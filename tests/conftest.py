@@ -1,4 +1,4 @@
-"""What all tests share: one thread (two workers each with two threads fight over two cores), and no network."""
+"""What all tests share: one thread (two workers with two each fight over two cores), no network."""
 
 import os
 

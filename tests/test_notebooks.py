@@ -1,4 +1,4 @@
-"""The notebooks are the source: the library must be what they export, and they must be committed clean, run, and small."""
+"""The notebooks are the source: the library is what they export; they are clean, run, and small."""
 
 import json
 import os
