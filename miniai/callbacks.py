@@ -19,7 +19,7 @@ from torch import nn
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
 
-# %% ../nbs/12_callbacks.ipynb #00000023
+# %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
     "Returns the share of rows whose largest score `preds` `(n, classes)` is the right class."
     return (preds.argmax(1) == targets).float().mean()
@@ -63,11 +63,8 @@ class MetricsCB(Callback):
     def _add(self, name, value, rows):
         if value.numel() != 1:
             raise ValueError(f"metric {name!r} gave {describe(value)}, expected one number")
-        if name not in self.sums:
-            self.sums[name] = torch.zeros((), device=value.device)
         # added up on the device: reading a value in every batch would make a GPU wait
-        value = value.detach()
-        self.sums[name].add_(value.squeeze() if value.ndim else value, alpha=rows)
+        self.sums[name] = value.detach().float().view(())*rows + self.sums.get(name, 0.)
 
     def cleanup_epoch(self, learn):
         if not self.sums:
@@ -87,7 +84,7 @@ class MetricsCB(Callback):
 
     def load_state_dict(self, learn, state): learn.history = state['history']
 
-# %% ../nbs/12_callbacks.ipynb #00000026
+# %% ../nbs/12_callbacks.ipynb #00000028
 class RecorderCB(Callback):
     "Keeps the loss and the learning rate of each training step, in `losses` and `lrs`."
     order, in_trials = 60, False
@@ -106,7 +103,7 @@ class RecorderCB(Callback):
     def load_state_dict(self, learn, state):
         self._losses, self.lrs = list(torch.tensor(state['losses'])), state['lrs']
 
-# %% ../nbs/12_callbacks.ipynb #00000027
+# %% ../nbs/12_callbacks.ipynb #00000029
 class ProgressCB(Callback):
     """Shows a bar with the loss and the time left; in a notebook also a plot of the losses.
 
@@ -171,7 +168,7 @@ class ProgressCB(Callback):
         self.bar = None
         print()
 
-# %% ../nbs/12_callbacks.ipynb #0000002b
+# %% ../nbs/12_callbacks.ipynb #0000002d
 def warmup_cosine(pct: float, warmup: float = 0.05) -> float:
     """Returns a factor for the learning rate when the share `pct` (0 to 1) of a fit is done.
 
@@ -200,7 +197,7 @@ class ScheduleCB(Callback):
 
     def load_state_dict(self, learn, state): self.base, learn.lrs = state['base'], state['lrs']
 
-# %% ../nbs/12_callbacks.ipynb #0000002c
+# %% ../nbs/12_callbacks.ipynb #0000002e
 class SchedulerCB(Callback):
     """Any of torch's schedulers: `make(optimizer)` gives one.
 
@@ -233,25 +230,24 @@ class SchedulerCB(Callback):
 
     def load_state_dict(self, learn, state): self.sched.load_state_dict(state)
 
-# %% ../nbs/12_callbacks.ipynb #0000002d
+# %% ../nbs/12_callbacks.ipynb #0000002f
 class _Sweep(Callback):
     "Raises the learning rate by a constant factor each step, until the loss leaves its range."
     order, role = 70, 'sets the learning rate'
 
-    def __init__(self, lrs): self.lrs, self.losses, self.mean, self.best = lrs, [], 0., math.inf
+    def __init__(self, lrs): self.lrs, self.losses = lrs, []
 
     def before_step(self, learn):
         for g in learn.opt.param_groups:
             g['lr'] = self.lrs[learn.n_steps]
 
     def after_loss(self, learn):
-        k = len(self.losses) + 1
-        self.mean = 0.8*self.mean + 0.2*learn.loss.item()
-        smooth = self.mean/(1 - 0.8**k)      # without the pull to 0 at the start
-        if not math.isfinite(smooth) or smooth > 4*self.best or k > len(self.lrs):
+        loss = learn.loss.item()
+        smooth = 0.8*self.losses[-1] + 0.2*loss if self.losses else loss
+        good = smooth <= 4*min(self.losses, default=math.inf) and math.isfinite(smooth)
+        if not good or len(self.losses) == len(self.lrs):
             raise CancelFit
         self.losses.append(smooth)
-        self.best = min(self.best, smooth)
 
 def lr_find(learn, low=1e-6, high=10., n_steps=100):
     """Returns how the loss goes while the learning rate grows from `low` to `high` (Smith 2017).
@@ -273,7 +269,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     suggestion = sweep.lrs[2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
 
-# %% ../nbs/12_callbacks.ipynb #00000030
+# %% ../nbs/12_callbacks.ipynb #00000032
 class GradClipCB(Callback):
     "Scales the gradient down where its norm is above `max_norm`."
     def __init__(self, max_norm=1.):
@@ -318,7 +314,7 @@ class EMACB(Callback):
         self.model.load_state_dict(state['model'])
         self.t = state['t']
 
-# %% ../nbs/12_callbacks.ipynb #00000031
+# %% ../nbs/12_callbacks.ipynb #00000033
 class NaNStopCB(Callback):
     """Stops the fit when a loss was NaN or infinite, and puts the last good weights back.
 
@@ -326,7 +322,6 @@ class NaNStopCB(Callback):
     callbacks average (`EMACB`) are put back too.
     """
     order, in_trials = 20, False
-
     stopped, good, bad = False, (), 0.
 
     def __init__(self, every=25): self.every = every
@@ -334,31 +329,27 @@ class NaNStopCB(Callback):
     def before_fit(self, learn): self.stopped, self.good, self.bad = False, [], 0.
 
     def after_loss(self, learn):
-        if learn.training:
-            self.bad = self.bad + learn.loss.detach()*0      # 0, or NaN from then on
-            if learn.n_steps % self.every == 0 and self._look(learn):
+        if not learn.training:
+            return
+        self.bad = self.bad + learn.loss.detach()*0      # 0, or NaN from then on
+        if learn.n_steps % self.every == 0:
+            if not math.isfinite(self.bad):
                 raise CancelFit
-
-    def _look(self, learn):
-        if math.isfinite(float(self.bad)):
             # these weights gave a finite loss, so they are good
             models = [learn.model, *(getattr(cb, 'model', None) for cb in learn.active)]
             self.good = [(m, copy.deepcopy(m.state_dict())) for m in models
                          if isinstance(m, nn.Module)]
-            return False
-        for m, good in self.good:
-            m.load_state_dict(good)
-        self.stopped = True
-        print(f"A loss was NaN or infinite by step {learn.n_steps}: stopped, and put back the last "
-              "good weights. A smaller learning rate or GradClipCB may help.")
-        return True
 
     def cleanup_fit(self, learn):
-        if not self.stopped and not math.isfinite(float(self.bad)):
-            self._look(learn)
-        self.good = []
+        self.stopped = not math.isfinite(self.bad)
+        if self.stopped:
+            for m, good in self.good:
+                m.load_state_dict(good)
+            print(f"A loss was NaN or infinite by step {learn.n_steps}: stopped, and put back the "
+                  "last good weights. A smaller learning rate or GradClipCB may help.")
+        self.good, self.bad = [], 0.
 
-# %% ../nbs/12_callbacks.ipynb #00000032
+# %% ../nbs/12_callbacks.ipynb #00000034
 class TimeBudgetCB(Callback):
     """Ends the fit after `seconds`, and makes `learn.pct` follow the clock.
 

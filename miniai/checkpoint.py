@@ -19,7 +19,7 @@ import torch
 from .data import generators_of, get_rng, set_rng
 from .learner import Callback, describe
 
-# %% ../nbs/16_checkpoint.ipynb #00000016
+# %% ../nbs/16_checkpoint.ipynb #00000018
 @contextmanager
 def atomic_write(path):
     """A binary file to write to, which takes the place of `path` once it is whole and on disk.
@@ -40,7 +40,7 @@ def atomic_write(path):
     finally:
         aside.unlink(missing_ok=True)
 
-# %% ../nbs/16_checkpoint.ipynb #00000018
+# %% ../nbs/16_checkpoint.ipynb #0000001a
 _MARK = b'miniai checkpoint 2\n'
 
 def save_state(path, state: dict):
@@ -82,16 +82,14 @@ def checkpoints(folder) -> list:
     "Returns the paths of the checkpoints in `folder`, the oldest first."
     return sorted(p for p in Path(folder).glob('epoch-*.ckpt') if p.is_file())
 
-# %% ../nbs/16_checkpoint.ipynb #0000001b
+# %% ../nbs/16_checkpoint.ipynb #0000001d
 def _stateful(cbs):
-    "Callbacks with a state, by name; a second one of a class is called 'EMACB 2'."
+    "Callbacks with a state, by name; a second one of a class gets a number too."
     found = {}
     for cb in cbs:
         if hasattr(cb, 'state_dict'):
-            name, k = type(cb).__name__, 1
-            while (key := name if k == 1 else f'{name} {k}') in found:
-                k += 1
-            found[key] = cb
+            name = type(cb).__name__
+            found[f'{name} {len(found)}' if name in found else name] = cb
     return found
 
 def _fingerprint(dl):
@@ -103,8 +101,8 @@ def _fingerprint(dl):
 
 def _settings(learn):
     "What must be the same where a fit is resumed, by the words to say it in."
-    return {'model': {k: describe(v) for k, v in learn.model.state_dict().items()},
-            'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
+    weights = {f'model, {k!r}': describe(v) for k, v in learn.model.state_dict().items()}
+    return {**weights, 'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
             'data': _fingerprint(learn.dls.train), 'learning rates': learn.opt.defaults['lr'],
             'optimiser': type(learn.opt).__name__,
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
@@ -112,16 +110,13 @@ def _settings(learn):
             'callbacks with a state': sorted(_stateful(learn.active))}
 
 def _check_same(path, saved, here):
-    for what, a in saved.items():
-        b = here[what]
-        if isinstance(a, dict):
-            where = next((k for k in [*a, *b] if a.get(k) != b.get(k)), None)
-            what, a, b = f'{what}, {where!r}', a.get(where), b.get(where)
+    for what in sorted(here | saved, key=lambda what: not what.startswith('model')):
+        a, b = saved.get(what), here.get(what)
         if a != b:
             raise ValueError(f"{path} is of another fit. {what}: {a} there, {b} here. "
                              "Make this fit the same, or use another folder")
 
-# %% ../nbs/16_checkpoint.ipynb #0000001d
+# %% ../nbs/16_checkpoint.ipynb #0000001f
 class CheckpointCB(Callback):
     """Writes all that a fit depends on to `folder` after every `every` epochs and after the last.
 
@@ -138,9 +133,6 @@ class CheckpointCB(Callback):
         self.last = None
 
     def before_fit(self, learn):
-        if not learn.is_main and not self.resume:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
         for dl in (learn.dls.train, learn.dls.valid):
             if getattr(dl, 'persistent_workers', False):
                 raise ValueError("loaders with persistent_workers can't be resumed: turn it off")
@@ -149,12 +141,13 @@ class CheckpointCB(Callback):
         there = checkpoints(self.folder)
         if there and self.resume:
             self._load(learn, there[-1])
-        elif there and self.last not in there:
+        elif there and self.last not in there and learn.is_main:
             raise ValueError(f"{self.folder} holds checkpoints of an earlier fit: give resume=True "
                              "to carry on there, or another folder")
 
     def _sweep(self):
         "Removes what killed processes left; raises `OSError` where nothing can be written."
+        self.folder.mkdir(parents=True, exist_ok=True)
         for p in self.folder.glob('.epoch-*.ckpt.*.part'):
             # a minute without a write: nobody is at it any more
             if time.time() - p.stat().st_mtime > 60 and _is_ours(p, begun=True):

@@ -164,7 +164,6 @@ class _Loop(_Events):
     def _loader(self): return self.dls.train if self.training else self.dls.valid
 
     def _batches(self):
-        self.i = -1
         try:
             for self.i, self.batch in enumerate(self.dl):
                 self.preds = None
@@ -172,7 +171,7 @@ class _Loop(_Events):
         except CancelEpoch:
             self.complete = True               # all that was wanted of this epoch
             raise
-        if self.i < 0:
+        if self.batch is None:
             raise ValueError("the loader gave no batch")
         self.complete = True
 
@@ -209,9 +208,8 @@ class Learner(_Loop):
         `lr` replaces the learner's own in this fit; `cbs` take part in this fit only.
         """
         cbs = [*self.cbs, *cbs]
-        if not any(isinstance(cb, TrainCB) for cb in cbs):
-            cbs.append(TrainCB())
-        self.active = _in_order(cbs)
+        trains = any(isinstance(cb, TrainCB) for cb in cbs)
+        self.active = _in_order(cbs if trains else [*cbs, TrainCB()])
         self.calls = {event: [(cb, event, getattr(cb, event)) for cb in self.active
                               if callable(getattr(cb, event, None))] for event in EVENTS}
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
@@ -242,23 +240,21 @@ class Learner(_Loop):
     def get_preds(self, dl=None):
         "Returns (predictions, targets) for the validation data (or `dl`), on the processor."
         dl = self.dls.valid if dl is None else dl
-        got, dls = _Collect(), SimpleNamespace(train=dl, valid=dl)
+        collect, dls = _Collect(), SimpleNamespace(train=dl, valid=dl)
         with rng_kept(self.dls), rng_kept(dls):
-            self.trial(dls, [got]).fit(1, train=False)
-        return torch.cat(got.preds), torch.cat(got.targets)
+            self.trial(dls, [collect]).fit(1, train=False)
+        return tuple(map(torch.cat, zip(*collect.pairs)))
 
 class _Collect(Callback):
-    "Collects predictions and targets on the processor."
+    "Collects pairs (predictions, targets) on the processor."
     order = 1000
 
-    def __init__(self): self.preds, self.targets = [], []
+    def __init__(self): self.pairs = []
 
     def after_predict(self, learn):
-        preds, targets = learn.gather((learn.preds, learn.batch[1]))
-        self.preds.append(to_cpu(preds))
-        self.targets.append(to_cpu(targets))
-        last = learn.i == len(learn.dl) - 1    # and no `after_` event: nothing was measured
-        raise CancelFit if last else CancelBatch
+        self.pairs.append(to_cpu(learn.gather((learn.preds, learn.batch[1]))))
+        # and no `after_` event: nothing was measured
+        raise CancelBatch if learn.i < len(learn.dl) - 1 else CancelFit
 
 # %% ../nbs/11_learner.ipynb #0000003b
 @contextmanager

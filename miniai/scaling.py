@@ -14,7 +14,7 @@ from .data import get_rng, set_rng
 from .learner import Callback, CancelBatch, TrainCB
 from .tensors import to_cpu, to_device
 
-# %% ../nbs/17_scaling.ipynb #00000013
+# %% ../nbs/17_scaling.ipynb #00000016
 class AccumulateCB(Callback):
     """Takes one step for every `n` batches: as with batches `n` times as large, in one's memory.
 
@@ -49,7 +49,7 @@ class AccumulateCB(Callback):
 
     def cleanup_fit(self, learn): learn.opt.zero_grad()
 
-# %% ../nbs/17_scaling.ipynb #00000016
+# %% ../nbs/17_scaling.ipynb #00000019
 class MixedPrecisionCB(TrainCB):
     """Runs the model in `dtype`: 'bf16' (processor or GPU) or 'fp16' (GPU, with a scaled loss).
 
@@ -72,8 +72,9 @@ class MixedPrecisionCB(TrainCB):
         # by now the model is on its device
         said, self.device = self.active is not None, next(learn.model.parameters()).device
         self.active = self.can(self.device)
-        if self.active and self.dtype == 'fp16' and self.scaler is None:
-            self.scaler = torch.amp.GradScaler(self.device.type)
+        if self.scaler is None:    # one that isn't enabled leaves everything as it is
+            scales = self.active and self.dtype == 'fp16'
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         if not self.active and not said and learn.is_main:
             print(f"MixedPrecisionCB is inactive: {self.dtype} doesn't train on this device "
                   f"({self.device.type}); going on in float32.")
@@ -85,25 +86,18 @@ class MixedPrecisionCB(TrainCB):
         if self.active:
             learn.preds = _to_float(learn.preds)
 
-    def backward(self, learn):
-        if self.scaler is None:
-            return super().backward(learn)
-        self.scaler.scale(learn.loss).backward()
+    def backward(self, learn): self.scaler.scale(learn.loss).backward()
 
-    def after_backward(self, learn):
-        if self.scaler is not None:            # clipping must see the true gradients
-            self.scaler.unscale_(learn.opt)
+    # before the step: clipping must see the true gradients
+    def after_backward(self, learn): self.scaler.unscale_(learn.opt)
 
     def step(self, learn):
-        if self.scaler is None:
-            return super().step(learn)
         self.scaler.step(learn.opt)
         self.scaler.update()
 
     def cleanup_fit(self, learn): self.scaler = None
 
-    def state_dict(self, learn):
-        return {'scaler': self.scaler.state_dict() if self.scaler else {}}
+    def state_dict(self, learn): return {'scaler': self.scaler.state_dict()}
 
     def load_state_dict(self, learn, state):
         if state['scaler']:
@@ -115,7 +109,7 @@ def _to_float(x):
         return type(x)(map(_to_float, x))
     return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
-# %% ../nbs/17_scaling.ipynb #00000019
+# %% ../nbs/17_scaling.ipynb #0000001c
 def _cat(parts):
     if isinstance(parts[0], torch.Tensor):
         return torch.cat(parts)
@@ -160,6 +154,7 @@ class _Shard:
         # with fewer rows than processes some have none: they go along with one that doesn't count
         return _rows(whole, a, b) if b > a else _rows(whole, 0, 1)
 
+# %% ../nbs/17_scaling.ipynb #00000020
 class AccelerateCB(TrainCB):
     """Trains in as many processes as `accelerate launch` starts, on the devices it finds.
 
@@ -212,9 +207,7 @@ class AccelerateCB(TrainCB):
 
     def backward(self, learn): self.acc.backward(learn.loss*self.weight)
 
-    def after_backward(self, learn):
-        if self.acc.scaler is not None:
-            self.acc.unscale_gradients(self.opt)
+    def after_backward(self, learn): self.acc.unscale_gradients(self.opt)
 
     def step(self, learn): self.opt.step()
 
