@@ -167,12 +167,7 @@ import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import CheckpointCB, checkpoints, full, load_state
 folder, rng, loads, newest = sys.argv[1], random.Random(0), 0, 0
-<<<<<<< HEAD
 full(0).fit(1, cbs=[CheckpointCB(folder + '-warm')])    # imports are done before the first fork
-=======
-# all imports are done before the first fork
-full(0).fit(1, cbs=[CheckpointCB(folder + '-warm')])
->>>>>>> lane-R3
 for kill in range(50):
     pid = os.fork()
     if pid == 0:
