@@ -37,8 +37,9 @@ def load_digits(size=8):
     if size != 8:
         x = torch.nn.functional.interpolate(x, (size, size), mode='bicubic').clamp(0, 1)
     images = [Image.fromarray(im) for im in (x[:, 0]*255).round().byte().numpy()]
-    table = datasets.Dataset.from_dict(dict(image=images, label=d.target))
-    table = table.cast_column('label', datasets.ClassLabel(names=list('0123456789')))
+    kinds = dict(image=datasets.Image(), label=datasets.ClassLabel(names=list('0123456789')))
+    columns = dict(image=images, label=d.target)
+    table = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
     rows = train_test_split(np.arange(len(x)), test_size=0.2, stratify=d.target, random_state=0)
     train, test = (table.select(np.sort(r)) for r in rows)
     return datasets.DatasetDict(train=train, test=test)
@@ -166,8 +167,8 @@ class TensorLoader:
     """Batches cut from tensors that are held whole on one device.
 
     `tensors`: all with the same first dimension; the second and later ones may be lists, of texts
-    for example. `shuffle`: a new order in each pass, drawn on the CPU from `generator` (PyTorch's global one if not given), so that a seed gives the same
-    order on every device."""
+    for example. `shuffle`: a new order in each pass, drawn on the CPU from `generator` (PyTorch's
+    global one if not given), so that a seed gives the same order on every device."""
     def __init__(self, *tensors, batch_size=64, shuffle=False, generator=None):
         lens = [len(t) for t in tensors]
         if not lens or len(set(lens)) > 1:

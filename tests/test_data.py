@@ -21,7 +21,6 @@ from miniai.data import (
     set_rng,
 )
 
-
 DIGITS = load_digits()
 
 
@@ -243,7 +242,7 @@ def test_a_turned_photograph_is_put_upright():
         (lambda: held_out_split({'a': 0, 'b': 1}), "found \\['a', 'b'\\]"),
         (lambda: DataLoaders.from_dataset(DIGITS, target='hue'), "no column 'hue'"),
         *[
-            (lambda v=v: DataLoaders.from_dataset(DIGITS, valid_size=v), f'valid_size is {v}.* 1437')
+            (lambda v=v: DataLoaders.from_dataset(DIGITS, valid_size=v), f'valid_size is {v}.*1437')
             for v in (-0.1, 1, 1.0, 1.5, 200)
         ],
     ],
