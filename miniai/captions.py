@@ -17,14 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .classifier import Classifier, RandomAffines, train_classifier
-from miniai.data import (
-    DataLoaders,
-    TensorLoader,
-    Texts,
-    held_out_split,
-    images_to_tensor,
-    load_images,
-)
+from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .learner import Callback
 from .plot import to_pil
 from .tensors import default_device, set_seed
@@ -60,9 +53,8 @@ def digit_caption(label, ink, paper, thickness='normal', slant='upright', templa
     given = dict(ink=ink, paper=paper, thickness=thickness, slant=slant)
     for name, value in given.items():
         if value not in ATTRIBUTES[name]:
-            kind = 'colour' if name in ('ink', 'paper') else name
-            raise ValueError(f"unknown {kind} {value!r}: expected one of "
-                             f"{', '.join(ATTRIBUTES[name])}")
+            raise ValueError(f"unknown {'colour' if name in ('ink', 'paper') else name} {value!r}: "
+                             f"expected one of {', '.join(ATTRIBUTES[name])}")
     if label not in range(10):
         raise ValueError(f"label is {label!r}, expected a digit from 0 to 9")
     return TEMPLATES[template].format(label=DIGITS[label], **{**given, 'slant': LEAN[slant]})
@@ -100,58 +92,37 @@ def place(g, slant, size) -> torch.Tensor:
 
 # %% ../nbs/30_captions.ipynb #0000000e
 def _thinning_tables():
-    "For each of 256 neighbourhoods (bit 0: north, clockwise): may the pixel go, in each half step?"
+    "For each of 256 neighbourhoods (bit 0: north, clockwise): does the pixel stay, in either turn?"
     b = np.arange(256)[:, None] >> np.arange(8) & 1
-    count, groups = b.sum(1), ((b == 0) & (np.roll(b, -1, 1) == 1)).sum(1)
-    n, e, s, w = b[:, 0], b[:, 2], b[:, 4], b[:, 6]
+    count, groups = b.sum(1), (b < np.roll(b, -1, 1)).sum(1)
+    n, e, s, w = b[:, ::2].T
     rim = (count >= 2) & (count <= 6) & (groups == 1)
-    return rim & (n*e*s == 0) & (e*s*w == 0), rim & (n*e*w == 0) & (n*s*w == 0)
+    return ~(rim & (e*s*(n + w) == 0)), ~(rim & (n*w*(e + s) == 0))
 
 def thin(b) -> np.ndarray:
     """The middle lines, one pixel wide, of black-and-white shapes `(n, h, w)` (1 is ink), as uint8.
 
     Zhang and Suen 1984, 'A fast parallel algorithm for thinning digital patterns'."""
-    b, tables = np.pad(b, ((0, 0), (1, 1), (1, 1))).astype(np.uint8), _thinning_tables()
-    (h, w), todo = b.shape[1:], np.arange(len(b))
+    b = np.pad(np.asarray(b, np.uint8), ((0, 0), (1, 1), (1, 1)))
+    inner, before = b[:, 1:-1, 1:-1], None                       # a view: it changes with b
+    h, w = inner.shape[1:]
     ring = (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0), (0, 0)
-    while len(todo):
-        p = b[todo]
-        inner = p[:, 1:-1, 1:-1]
-        before = inner.sum((1, 2), dtype=np.int64)
-        for t in tables:
-            code = np.zeros_like(inner)
-            for k, (dy, dx) in enumerate(ring):
-                code |= p[:, dy:dy + h - 2, dx:dx + w - 2] << k
-            inner[t[code]] = 0
-        b[todo] = p
-        todo = todo[inner.sum((1, 2), dtype=np.int64) < before]       # the others are thin already
-    return b[:, 1:-1, 1:-1]
+    while not np.array_equal(inner, before):
+        before = inner.copy()
+        for stays in _thinning_tables():
+            code = sum(b[:, y:y + h, x:x + w] << k for k, (y, x) in enumerate(ring))
+            inner *= stays[code]
+    return inner
 
 # %% ../nbs/30_captions.ipynb #00000010
-def _distance_to(b):
-    "Pixels from each place to the nearest one that's set, for `(n, h, w)`."
-    d = [ndimage.distance_transform_edt(o == 0) for o in np.asarray(b)]
-    return torch.from_numpy(np.stack(d)).float()
-
-def _widest(lines, distance):
-    "How far from the line a pen may reach: without limit, but in a hole only up to its core."
-    reach = np.full(distance.shape, np.inf, np.float32)
-    for line, d, r in zip(np.asarray(lines), distance.numpy(), reach):
-        holes, n = ndimage.label(line == 0)
-        deepest = np.asarray(ndimage.maximum(d, holes, range(n + 1)))
-        limit = np.where(deepest < 3, np.inf, deepest - 2.5*len(line)/64)    # a speck is no hole
-        limit[holes[0, 0]] = np.inf
-        r[:] = limit[holes]
-    return torch.from_numpy(reach).clamp(min=1)
-
 def _lines(g, slant, size):
-    p = place(g, slant, 2*size)
-    i = torch.arange(2*size)
+    p = place(g, slant, 2*size).numpy()
     sigma = 5*size/32
-    blur = torch.exp(-((i - i[:, None])/sigma)**2/2)/(sigma*(2*torch.pi)**0.5)
-    inked = p + 2*(p - blur @ p @ blur) > 0.45
-    blots = _distance_to(~inked) > 6*size/32                 # too far inside to be in a line
-    return torch.from_numpy(thin(inked.numpy())) | blots
+    blurred = ndimage.gaussian_filter(p, (0, sigma, sigma), mode='constant', truncate=6)
+    inked = p + 2*(p - blurred) > 0.45
+    # too far inside to be in a line
+    blots = [ndimage.distance_transform_edt(o) > 6*size/32 for o in inked]
+    return torch.from_numpy(thin(inked) | np.stack(blots))
 
 def middle_lines(g, slant, size=32) -> torch.Tensor:
     """The lines that a pen followed, and the cores of blots, at twice the size.
@@ -160,16 +131,23 @@ def middle_lines(g, slant, size=32) -> torch.Tensor:
     `(n,)`. Returns uint8 `(n, 2*size, 2*size)`, 1 on the line."""
     return torch.cat([_lines(*o, size) for o in zip(g.split(128), slant.split(128))])
 
+def _drawn(line, width):
+    "One picture of `with_pen`. In a hole the pen stops short of the core."
+    distance = ndimage.distance_transform_edt(line == 0)
+    holes, n = ndimage.label(line == 0)
+    deepest = np.asarray(ndimage.maximum(distance, holes, range(n + 1)))
+    limit = np.where(deepest < 3, np.inf, deepest - 2.5*len(line)/64)    # a speck is no hole
+    limit[holes[0, 0]] = np.inf
+    reach = np.minimum(width*len(line)/64, limit[holes].clip(1))      # half the width, doubled
+    ink = (reach + 0.5 - distance).clip(0, 1)
+    return (ink.reshape(len(line)//2, 2, -1, 2).mean((1, 3))*255).round().astype(np.uint8)
+
 def with_pen(lines, width) -> torch.Tensor:
     """Lines drawn with a round pen: uint8 `(n, size, size)`, 255 is ink, 0 is paper.
 
     `lines`: `(n, 2*size, 2*size)`, from `middle_lines`; `width`: `(n,)`, in pixels of 32."""
-    def draw(lines, width):
-        r = width[:, None, None]*lines.shape[1]/64         # half the width, at twice the size
-        d = _distance_to(lines)
-        ink = (torch.minimum(r, _widest(lines, d)) + 0.5 - d).clamp(0, 1)
-        return (F.avg_pool2d(ink, 2)*255).round().byte()
-    return torch.cat([draw(*o) for o in zip(lines.split(128), width.split(128))])
+    drawn = [_drawn(*o) for o in zip(lines.numpy(), width.numpy())]
+    return torch.from_numpy(np.stack(drawn))
 
 # %% ../nbs/30_captions.ipynb #00000013
 def held_out_pairs():
@@ -192,28 +170,21 @@ def _combinations():
 class Drawings:
     """Pictures that are drawn when they are indexed, as a float tensor `(n, 3, size, size)` is.
 
-    `shapes`: uint8 `(m, size, size)`; `which`, `ink`, `paper`: `(n,)`, the shape and the colours of
-    each picture. `d[rows]` is float32 in [-1, 1]."""
-    def __init__(self, shapes, which, ink, paper):
-        self.shapes, self.which, self.ink, self.paper = shapes, which, ink, paper
-        self.palette = torch.stack([colour(c) for c in COLOURS]).to(shapes.device)
+    `shapes`: uint8 `(m, size, size)`; `which`: the shape of each picture, `(n,)`; `attributes`:
+    `(n, 5)`, in the order of `ATTRIBUTES`. `d[rows]` is float32 in [-1, 1]."""
+    def __init__(self, shapes, which, attributes):
+        self.shapes, self.which, self.attributes = shapes, which, attributes
+        self.shape = torch.Size((len(which), 3, *shapes.shape[1:]))
+        self.device = shapes.device
+        self.palette = torch.stack([colour(c) for c in COLOURS]).to(self.device)
 
     def __len__(self): return len(self.which)
 
-    @property
-    def shape(self): return torch.Size((len(self), 3, *self.shapes.shape[1:]))
-
-    @property
-    def device(self): return self.shapes.device
-
-    def take(self, rows):
-        return Drawings(self.shapes, self.which[rows], self.ink[rows], self.paper[rows])
-
     def to(self, device):
-        return Drawings(*(t.to(device) for t in (self.shapes, self.which, self.ink, self.paper)))
+        return Drawings(*(t.to(device) for t in (self.shapes, self.which, self.attributes)))
 
     def __getitem__(self, i):
-        ink, paper = (self.palette[t[i]][..., None, None] for t in (self.ink, self.paper))
+        ink, paper = self.palette[self.attributes[i, 1:3]][..., None, None].unbind(-4)
         return torch.lerp(paper, ink, self.shapes[self.which[i]].unsqueeze(-3)/255)
 
 # %% ../nbs/30_captions.ipynb #00000017
@@ -222,15 +193,12 @@ class CaptionedDigits:
 
     `ds[3]` is a row, `ds[:8]` and `ds['caption']` are columns: `image`, `caption`, `label`, `ink`,
     `paper`, `thickness`, `slant`. For training, `ds.x[rows]` is float32 `(n, 3, size, size)` in
-    [-1, 1], `ds.captions[rows]` a list of strings, `ds.attributes` int64 `(n, 5)` in the order of
-    `ATTRIBUTES`."""
+    [-1, 1], `ds.captions[rows]` an array of strings, `ds.attributes` int64 `(n, 5)` in the order
+    of `ATTRIBUTES`."""
     column_names = ['image', 'caption', *ATTRIBUTES]
 
-    def __init__(self, x, attributes, template):
-        self.x, self.attributes, self.template = x, attributes, template
-        names = list(map(list, ATTRIBUTES.values()))[1:]
-        self.captions = Texts(digit_caption(d, *(n[k] for n, k in zip(names, row)), template=t)
-                              for (d, *row), t in zip(attributes.tolist(), template.tolist()))
+    def __init__(self, x, captions):
+        self.x, self.captions, self.attributes = x, captions, x.attributes
 
     def __len__(self): return len(self.x)
     def __repr__(self): return f'CaptionedDigits({len(self):,} pictures {tuple(self.x.shape[1:])})'
@@ -238,14 +206,15 @@ class CaptionedDigits:
     def select(self, rows):
         "A table of these rows."
         rows = torch.as_tensor(rows)
-        return CaptionedDigits(self.x.take(rows), self.attributes[rows], self.template[rows])
+        x = Drawings(self.x.shapes, self.x.which[rows], self.attributes[rows])
+        return CaptionedDigits(x, self.captions[rows])
 
     def _column(self, name, rows=slice(None)):
         if name == 'image':
             return [to_pil(o) for o in self.x[rows]]
         if name == 'caption':
-            return list(self.captions[rows])
-        if name not in self.column_names:
+            return self.captions[rows].tolist()
+        if name not in ATTRIBUTES:
             raise KeyError(f"no column {name!r}: there are {', '.join(self.column_names)}")
         numbers = self.attributes[rows, list(ATTRIBUTES).index(name)].tolist()
         return numbers if name == 'label' else [ATTRIBUTES[name][k] for k in numbers]
@@ -255,9 +224,8 @@ class CaptionedDigits:
             return self._column(i)
         if isinstance(i, slice):
             return {c: self._column(c, i) for c in self.column_names}
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"row {i} of {len(self)}")
-        return {c: v[0] for c, v in self[i % len(self):i % len(self) + 1].items()}
+        i = range(len(self))[i]                 # an `IndexError` past the end
+        return {c: v[0] for c, v in self[i:i + 1].items()}
 
 # %% ../nbs/30_captions.ipynb #00000019
 def _assign(labels, n, combos, seed):
@@ -286,23 +254,25 @@ def _draw(ds, n, combos, size, seed):
     slants, widths = (torch.tensor(list(d.values())) for d in (SLANT, THICKNESS))
     lines = middle_lines(g[leaning//3], slants[leaning % 3], size)
     shapes = with_pen(lines[shape//3], widths[shape % 3])
-    x = Drawings(shapes, *(torch.from_numpy(a).long() for a in (which, attrs[:, 0], attrs[:, 1])))
-    attributes = torch.from_numpy(np.column_stack([labels[source], attrs])).long()
-    return CaptionedDigits(x, attributes, torch.from_numpy(template))
+    attributes = np.column_stack([labels[source], attrs])
+    x = Drawings(shapes, torch.from_numpy(which), torch.from_numpy(attributes).long())
+    return CaptionedDigits(x, np.array([_caption(*o) for o in zip(attributes, template)], object))
+
+def _caption(attributes, template):
+    label, *rest = attributes
+    names = (n[k] for n, k in zip(list(ATTRIBUTES.values())[1:], rest))
+    return digit_caption(label, *names, template)
 
 def _digits_of(ds):
     "The labels, each the digit from 0 to 9 that's written there; `ValueError` where they aren't."
-    if 'label' not in ds.column_names:
-        raise ValueError(f"the source has columns {ds.column_names}: a column 'label' with the "
-                         "digits 0 to 9 is needed")
-    labels = np.asarray(ds['label'])
-    names = getattr(ds.features['label'], 'names', None) or []
+    labels = list(ds['label']) if 'label' in ds.column_names else []
+    names = getattr(ds.features.get('label'), 'names', None)
     if names and set(names) <= set('0123456789'):
-        labels = np.array([int(s) for s in names])[labels]    # a set of 3s and 7s has labels 0, 1
-    if not set(labels.tolist()) <= set(range(10)):
-        raise ValueError("labels must be digits from 0 to 9, but they are "
-                         f"{sorted(set(labels.tolist()))[:12]}")
-    return labels
+        labels = [int(names[k]) for k in labels]              # a set of 3s and 7s has labels 0, 1
+    if not labels or not set(labels) <= set(range(10)):
+        raise ValueError("the source needs a column 'label' with the digits 0 to 9, but its "
+                         f"columns are {ds.column_names}, its labels {sorted(set(labels))[:12]}")
+    return np.asarray(labels)
 
 # %% ../nbs/30_captions.ipynb #0000001a
 def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0, held_out=True):
@@ -320,8 +290,7 @@ def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0,
     if size < 16:
         raise ValueError(f"size is {size}, but three pens can't be told apart under 16 pixels: "
                          "ask for 16 or more")
-    source = 'digits' if source is None else source
-    dd = source if isinstance(source, dict) else load_images(source)
+    dd = source if isinstance(source, dict) else load_images(source or 'digits')
     test = dd[held_out_split(dd)]
     every, held = _combinations()
     held = held & held_out
@@ -433,17 +402,16 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
         them, `(n,)` each; -1: not said. Also `colours`: digit and both colours right; `all`: all
         that's wanted."""
         if isinstance(wanted, torch.Tensor):
-            if wanted.shape != (len(x), len(ATTRIBUTES)):
+            if wanted.shape[1:] != (len(ATTRIBUTES),):
                 raise ValueError(f"expected attributes ({len(x)}, {len(ATTRIBUTES)}), "
                                  f"but got {tuple(wanted.shape)}")
             wanted = dict(zip(ATTRIBUTES, wanted.T))
         for k, v in wanted.items():
-            if k not in ATTRIBUTES:
-                raise ValueError(f"no attribute {k!r}: there are {', '.join(ATTRIBUTES)}")
-            if len(v) != len(x):
-                raise ValueError(f"{len(x)} pictures, but {len(v)} values of {k!r}")
-        seen = {k: v.cpu() for k, v in self(x).items()}
-        wanted = {k: v.cpu() for k, v in wanted.items()}
+            if k not in ATTRIBUTES or len(v) != len(x):
+                raise ValueError(f"{len(v)} values of {k!r} for {len(x)} pictures: expected one "
+                                 f"for each, of {', '.join(ATTRIBUTES)}")
+        wanted = {k: v.to(self.widths.device) for k, v in wanted.items()}
+        seen = self(x)
         ok = {k: (seen[k] == v) | (v == -1) for k, v in wanted.items()}
         out = {k: ok[k][v != -1].float().mean().item() for k, v in wanted.items()}
         for name, keys in dict(colours=('label', 'ink', 'paper'), all=tuple(wanted)).items():

@@ -11,7 +11,6 @@ from PIL import Image
 from miniai.data import (
     DataLoaders,
     TensorLoader,
-    Texts,
     generators_of,
     get_rng,
     held_out_split,
@@ -21,6 +20,8 @@ from miniai.data import (
     rng_kept,
     set_rng,
 )
+
+DIGITS = load_digits()
 
 
 def save(path, value=None, size=(8, 8)):
@@ -59,7 +60,7 @@ def test_no_network_names_both_remedies(monkeypatch):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match='is empty'):
+    with pytest.raises(ValueError, match="can't be read as pictures.*Empty.*one sub-folder"):
         load_images(tmp_path)
 
 
@@ -239,7 +240,11 @@ def test_a_turned_photograph_is_put_upright():
         (lambda: DataLoaders.from_dataset({'train': None}), 'train'),
         (lambda: DataLoaders.from_dataset(torch.zeros(60_000, 8, 8)), 'dict.*a Tensor'),
         (lambda: held_out_split({'a': 0, 'b': 1}), "found \\['a', 'b'\\]"),
-        (lambda: DataLoaders.from_dataset(load_digits(), target='hue'), "no column 'hue'"),
+        (lambda: DataLoaders.from_dataset(DIGITS, target='hue'), "no column 'hue'"),
+        *[
+            (lambda v=v: DataLoaders.from_dataset(DIGITS, valid_size=v), f'valid_size is {v}.*1437')
+            for v in (-0.1, 1, 1.0, 1.5, 200)
+        ],
     ],
 )
 def test_bad_arguments(call, match):
@@ -250,7 +255,7 @@ def test_bad_arguments(call, match):
 
 @pytest.mark.parametrize('valid_size', [0.02, 0.1, 0.5])
 def test_valid_is_cut_from_train_and_test_is_left_alone(valid_size):
-    dd = load_digits()
+    dd = DIGITS
     dls = DataLoaders.from_dataset(dd, valid_size=valid_size, device='cpu')
     x = images_to_tensor(dd['train']['image']).flatten(1)
     both = torch.cat([dls.train.tensors[0], dls.valid.tensors[0]]).flatten(1)
@@ -261,7 +266,7 @@ def test_valid_is_cut_from_train_and_test_is_left_alone(valid_size):
 
 
 def test_a_cut_too_small_for_all_classes_is_made_at_random():
-    dls = DataLoaders.from_dataset(load_digits(), valid_size=0.004, device='cpu')
+    dls = DataLoaders.from_dataset(DIGITS, valid_size=0.004, device='cpu')
     assert len(dls.valid.tensors[0]) == 6
 
 
@@ -281,31 +286,14 @@ def test_orders_are_seeded_and_new_in_each_pass():
     assert [x.tolist() for (x,) in still] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize(
-    'i,expected',
-    [
-        (1, 'b'),
-        (np.int64(-1), 'd'),
-        (torch.tensor(1), 'b'),
-        (slice(1, 3), ['b', 'c']),
-        ([3, 0], ['d', 'a']),
-        (torch.tensor([3, 0]), ['d', 'a']),
-        (np.array([3, 0]), ['d', 'a']),
-        (torch.tensor([True, False, False, True]), ['a', 'd']),
-        (np.array([False, False, True, False]), ['c']),
-    ],
-)
-def test_texts_are_indexed_as_tensors_are(i, expected):
-    assert Texts('abcd')[i] == expected
-
-
-def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(IndexError, match=r'\(2,\).*4 texts'):
-        Texts('abcd')[torch.tensor([True, False])]
+def test_lists_of_texts_are_cut_as_tensors_are():
+    loader = TensorLoader(torch.arange(4), list('abcd'), batch_size=3, shuffle=True)
+    for x, texts in loader:
+        assert texts == ['abcd'[i] for i in x] and len(texts) in (1, 3)
 
 
 def test_random_generators_are_kept_and_put_back():
-    dls = DataLoaders.from_dataset(load_digits(), generator=torch.Generator(), device='cpu')
+    dls = DataLoaders.from_dataset(DIGITS, generator=torch.Generator(), device='cpu')
     assert len(generators_of(dls)) == 1 and generators_of(None) == []
 
     def draw():
@@ -328,7 +316,7 @@ def test_random_generators_are_kept_and_put_back():
 def test_show_batch_draws_pictures_and_changes_nothing():
     import matplotlib.pyplot as plt
 
-    dls = DataLoaders.from_dataset(load_digits(), generator=torch.Generator(), device='cpu')
+    dls = DataLoaders.from_dataset(DIGITS, generator=torch.Generator(), device='cpu')
     before = generators_of(dls)[0].get_state()
     dls.show_batch(4)
     assert torch.equal(before, generators_of(dls)[0].get_state())
@@ -336,7 +324,6 @@ def test_show_batch_draws_pictures_and_changes_nothing():
 
 
 def test_test_pictures_without_labels_leave_the_labels_for_training():
-    dd = load_digits()
-    dd['test'] = dd['test'].remove_columns('label')
+    dd = {**DIGITS, 'test': DIGITS['test'].remove_columns('label')}
     dls = DataLoaders.from_dataset(dd, device='cpu')
     assert (dls.test.tensors[1] == -1).all() and dls.train.tensors[1].max() == 9
