@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_digits', 'held_out_split', 'load_images', 'images_to_tensor', 'TensorLoader', 'DataLoaders', 'generators_of',
-           'get_rng', 'set_rng', 'rng_kept', 'import_torchvision']
+           'get_rng', 'set_rng', 'rng_kept']
 
 # %% ../nbs/10_data.ipynb #00000020
 import io
@@ -299,16 +299,3 @@ def rng_kept(dls=None):
     afterwards = ExitStack()
     afterwards.callback(set_rng, get_rng(dls), dls)
     return afterwards
-
-# %% ../nbs/10_data.ipynb #00000038
-def import_torchvision():
-    "torchvision, also where its compiled operators can't be loaded (transforms don't need them)."
-    try:
-        import torchvision
-    except RuntimeError:
-        # the library must outlive this call, or the declarations vanish with it
-        library = import_torchvision.library = torch.library.Library('torchvision', 'DEF')
-        for op in ('nms', 'qnms'):
-            library.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        import torchvision
-    return torchvision

@@ -27,3 +27,18 @@ def tiny_pictures(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f'{i}.png')
     return tmp_path / 'pics'
+
+
+def import_torchvision():
+    "torchvision, also where its compiled operators can't be loaded (transforms don't need them)."
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        # the library must outlive this call, or the declarations vanish with it
+        library = import_torchvision.library = torch.library.Library('torchvision', 'DEF')
+        for op in ('nms', 'qnms'):
+            library.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        import torchvision
+    return torchvision

@@ -17,7 +17,7 @@ from miniai.classifier import (
     affine,
     train_classifier,
 )
-from miniai.data import DataLoaders, TensorLoader, import_torchvision, load_digits
+from miniai.data import DataLoaders, TensorLoader, load_digits
 from miniai.learner import Callback, Learner
 from miniai.tensors import set_seed
 
@@ -131,6 +131,8 @@ def test_each_picture_is_changed_by_itself_and_by_the_seed():
     st.integers(0, 99),
 )
 def test_affine_is_torchvisions_picture_by_picture(n, c, h, w, seed):
+    from conftest import import_torchvision
+
     import_torchvision()
     from torchvision.transforms import v2
 

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniai.data import import_torchvision
 from miniai.metrics import (
     FeatureStats,
     ImageEval,
@@ -74,6 +73,8 @@ def test_fid_equals_scipys_route(n, m, d):
 @pytest.mark.parametrize('n,m,d', [(2000, 1500, 64), (1200, 1100, 512), (300, 280, 512)])
 def test_fid_equals_pytorch_fid(n, m, d):
     pytest.importorskip('pytorch_fid')  # comes with the benchmarks' libraries
+    from conftest import import_torchvision
+
     import_torchvision()
     from pytorch_fid.fid_score import calculate_frechet_distance
 

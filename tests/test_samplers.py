@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from miniai.data import import_torchvision
 from miniai.diffusion import sample
 from miniai.momentum import AdamScheduler, MomentumScheduler
 from miniai.samplers import (
@@ -246,6 +245,8 @@ def test_generators_one_for_each_picture(s):
 
 @pytest.fixture(scope='module')
 def nets():
+    from conftest import import_torchvision
+
     import_torchvision()
     torch.manual_seed(0)
     both = dict(in_channels=1, out_channels=1, norm_num_groups=4, layers_per_block=1)

@@ -18,13 +18,17 @@ no flips (a mirrored digit is no digit).
 
 import contextlib
 import io
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from miniai.callbacks import warmup_cosine
-from miniai.data import import_torchvision
+
+sys.path.append(str(Path(__file__).parent.parent))
+from conftest import import_torchvision
 
 # two peers import torchvision, whose compiled half is missing on some machines
 import_torchvision()
