@@ -37,7 +37,7 @@ class MetricsCB(Callback):
 
     def __init__(self, *metrics, **named):
         self.metrics = {getattr(m, '__name__', type(m).__name__): m for m in metrics} | named
-        self.sums = {}
+        self.values = {}
         for k, m in self.metrics.items():
             if not callable(m) and not _has_state(m):
                 raise TypeError(f"metric {k!r} is a {type(m).__name__}: expected a function, "
@@ -46,39 +46,40 @@ class MetricsCB(Callback):
     def before_fit(self, learn): learn.history = []
 
     def before_epoch(self, learn):
-        self.sums, self.n = {}, 0
+        self.values, self.rows = {}, []
         for m in filter(_has_state, self.metrics.values()):
             m.reset()
 
     def after_loss(self, learn):
-        rows = len(learn.batch[1])*learn.counts
-        self.n += rows
-        self._add('loss', learn.loss, rows)
+        self.rows.append(len(learn.batch[1])*learn.counts)
+        self._add('loss', learn.loss)
         for name, m in () if learn.training else self.metrics.items():
             if _has_state(m):
                 m.update(*learn.gather((learn.preds, learn.batch[1])))
             else:
-                self._add(name, torch.as_tensor(m(learn.preds, learn.batch[1])), rows)
+                self._add(name, torch.as_tensor(m(learn.preds, learn.batch[1])))
 
-    def _add(self, name, value, rows):
+    def _add(self, name, value):
         if value.numel() != 1:
             raise ValueError(f"metric {name!r} gave {describe(value)}, expected one number")
-        # added up on the device: reading a value in every batch would make a GPU wait
-        self.sums[name] = value.detach().float().view(())*rows + self.sums.get(name, 0.)
+        # kept on the device until the epoch ends: reading one in every batch would make a GPU wait
+        self.values.setdefault(name, []).append(value.detach())
 
     def cleanup_epoch(self, learn):
-        if not self.sums:
+        if not self.values:
             return
-        sums = torch.stack([torch.as_tensor(float(self.n)).to(learn.loss), *self.sums.values()])
+        rows = torch.tensor(self.rows, dtype=torch.float32, device=learn.loss.device)
+        sums = [(torch.stack(v).flatten()*rows[:len(v)]).sum() for v in self.values.values()]
+        sums = torch.stack([rows[:len(self.values['loss'])].sum(), *sums])
         n, *sums = (learn.total(sums) if learn.complete else sums).tolist()
-        row = {name: s/n for name, s in zip(self.sums, sums)}
+        row = {name: s/n for name, s in zip(self.values, sums)}
         row['train_loss' if learn.training else 'valid_loss'] = row.pop('loss')
         if not learn.training and learn.complete:
             row |= {k: float(m.compute()) for k, m in self.metrics.items() if _has_state(m)}
         if not learn.history or learn.history[-1]['epoch'] != learn.epoch:
             learn.history.append({'epoch': learn.epoch})
         learn.history[-1] |= row
-        self.sums = {}
+        self.values = {}
 
     def state_dict(self, learn): return {'history': learn.history}
 
@@ -116,7 +117,7 @@ class ProgressCB(Callback):
         self.plot, self.n_lines, self.show, self.bar = plot, n_lines, show, None
 
     def before_fit(self, learn):
-        self.points, self.sum, self.n, self.due, self.start = [], 0., 0, 0., time.time()
+        self.points, self.waiting, self.due, self.start = [], [], 0., time.time()
         self.on = self.show and learn.is_main
         if not self.on:
             return
@@ -131,20 +132,30 @@ class ProgressCB(Callback):
     def after_batch(self, learn):
         if not self.on or not learn.training:
             return
-        self.sum = self.sum + learn.loss.detach()      # on its device until somebody looks
-        self.n += 1
-        if self.n < learn.total_steps/100 and learn.pct < 1:
-            return
-        self.points.append((learn.n_steps - self.n/2, self.sum/self.n))
-        self.sum, self.n = 0., 0
-        if (time.time() if self.bar else learn.pct) >= self.due or learn.pct == 1:
+        self.waiting.append(learn.loss.detach())       # on its device until somebody looks
+        pct = learn.pct
+        if (time.time() if self.bar else pct) >= self.due or pct == 1:
             self._draw(learn)
+        elif len(self.waiting) >= 1000:
+            self._look(learn)
+
+    def _look(self, learn):
+        "Turns the losses that wait into points, each the mean over a hundredth of the fit."
+        size, first = math.ceil(learn.total_steps/100), learn.n_steps - len(self.waiting)
+        n = len(self.waiting)//size*size if learn.pct < 1 else len(self.waiting)
+        losses = torch.stack(self.waiting[:n]).flatten().tolist() if n else []
+        for i in range(0, n, size):
+            part = losses[i:i + size]
+            self.points.append((first + i + len(part)/2, sum(part)/len(part)))
+        del self.waiting[:n]
 
     def _draw(self, learn):
+        self._look(learn)
         started, n = time.time(), len(learn.dls.train)
         valid = [((h['epoch'] + 1)*n, h['valid_loss']) for h in getattr(learn, 'history', ())
                  if 'valid_loss' in h]
-        text = f'loss {self.points[-1][1].item():.4f}'
+        loss = self.points[-1][1] if self.points else self.waiting[-1].item()
+        text = f'loss {loss:.4f}'
         text += f', held-out {valid[-1][1]:.4f}' if valid else ''
         if not self.bar:
             print(f'{int(learn.pct*100):3d}%  {started - self.start:5.1f} s  {text}', flush=True)
@@ -153,15 +164,14 @@ class ProgressCB(Callback):
         getattr(self.bar, 'main_bar', self.bar).comment = text
         self.bar.update(max(1, int(learn.pct*100)))
         if self.plot and hasattr(self.bar, 'update_graph'):
-            train = [(step, loss.item()) for step, loss in self.points]
-            self.bar.update_graph([list(zip(*line)) for line in (train, valid) if line])
+            self.bar.update_graph([list(zip(*line)) for line in (self.points, valid) if line])
         # at most a twentieth of the time goes into drawing
         self.due = time.time() + max(0.25, 20*(time.time() - started))
 
     def cleanup_fit(self, learn):
         if not self.bar:
             return
-        if self.points:
+        if self.points or self.waiting:
             self._draw(learn)
         if learn.pct < 1:
             self.bar.on_iter_end()
@@ -189,8 +199,9 @@ class ScheduleCB(Callback):
         self.base, learn.lrs = [g['lr'] for g in learn.opt.param_groups], []
 
     def before_step(self, learn):
+        factor = self.sched(learn.pct)
         for g, lr in zip(learn.opt.param_groups, self.base):
-            g['lr'] = lr*self.sched(learn.pct)
+            g['lr'] = lr*factor
         learn.lrs.append(learn.opt.param_groups[0]['lr'])
 
     def state_dict(self, learn): return dict(base=self.base, lrs=learn.lrs)

@@ -108,7 +108,10 @@ class DeviceCB(Callback):
 
     def before_fit(self, learn): learn.model.to(self.device)
 
-    def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
+    def before_batch(self, learn):
+        # most batches are there already, and asking is quicker than going through them
+        if not all(getattr(o, 'device', None) == self.device for o in learn.batch):
+            learn.batch = to_device(learn.batch, self.device)
 
 # %% ../nbs/11_learner.ipynb #00000035
 class _Events:
