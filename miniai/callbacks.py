@@ -163,8 +163,9 @@ class ProgressCB(Callback):
             return
         getattr(self.bar, 'main_bar', self.bar).comment = text
         self.bar.update(max(1, int(learn.pct*100)))
-        if self.plot and hasattr(self.bar, 'update_graph'):
-            self.bar.update_graph([list(zip(*line)) for line in (self.points, valid) if line])
+        lines = [list(zip(*line)) for line in (self.points, valid) if line]
+        if self.plot and lines and hasattr(self.bar, 'update_graph'):
+            self.bar.update_graph(lines)
         # at most a twentieth of the time goes into drawing
         self.due = time.time() + max(0.25, 20*(time.time() - started))
 
