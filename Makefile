@@ -9,7 +9,7 @@ demo: .venv
 	$(BIN)/miniai demo --out demo
 
 test: .venv
-	$(BIN)/ruff check --quiet
+	$(BIN)/ruff check --quiet . miniai/weights/*.py
 	cd nbs && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 ../$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) tests
 

@@ -174,8 +174,9 @@ def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None
     learn, model, guide = _train(model, dls, seconds, device)
     speed = learn.n_steps*len(x)/len(dls.train)/learn.seconds
     print(f"{learn.n_steps:,} steps in {learn.seconds:.1f} seconds, {speed:,.0f} images/s")
-    with results as new:
+    with results as new:                     # first: nothing later can lose what was trained
         save_model(new/'model', model, learn.scheduler, guide)
+    with results as new:
         drawn = _draw(model, guide, learn.scheduler, dls, n, seed, new)
     figures = ev.report(drawn)
     print(f"Written to {out}: digits.png, denoise.gif, model/. More: miniai sample {out}/model")

@@ -27,6 +27,7 @@ class Results:
     one is there that isn't ours, `OSError` where nothing can be written, `ValueError` where another
     process is at it. Write to `new/name` inside `with results as new:`; when the block ends well,
     all take their places together; after a crash in between, the next `Results` finishes that.
+    There may be several such blocks; the folder is locked as long as the object lives.
     """
     def __init__(self, folder, names):
         self.folder, self.names = Path(folder), names
@@ -93,14 +94,14 @@ class Results:
     def __exit__(self, kind, error, trace):
         if kind is not None:
             _remove(self.new)
+            if fcntl:                          # a traceback may hold this object for long
+                self.unlock()
         else:
             files = [p for p in self.new.rglob('*') if p.is_file()]
             whole = {p.relative_to(self.new).as_posix(): _checksum(p) for p in files}
             with atomic_write(self.new/'whole.json') as f:
                 f.write(json.dumps(whole, indent=1).encode())
             self._move()
-        if fcntl:
-            self.unlock()
 
     def _move(self):
         whole, before = json.loads((self.new/'whole.json').read_text()), self.listed()
@@ -108,8 +109,9 @@ class Results:
             (self.folder/name).parent.mkdir(parents=True, exist_ok=True)
             if (self.new/name).exists():
                 (self.new/name).replace(self.folder/name)
+        tops = {name.split('/')[0] for name in whole}
         for name in set(before) - set(whole):         # of an earlier run, and ours
-            if name.split('/')[0] in self.names and (self.folder/name).is_file():
+            if name.split('/')[0] in tops and (self.folder/name).is_file():
                 if self.is_ours(self.folder/name):
                     (self.folder/name).unlink()
         with atomic_write(self.list) as f:

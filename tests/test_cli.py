@@ -200,6 +200,19 @@ def test_a_signal_while_training_still_draws(tmp_path, digits, name):
     assert 'Traceback' not in seen and shown(tmp_path/'demo') == FILES
 
 
+def test_an_interrupt_while_drawing_keeps_the_model(tmp_path, monkeypatch, digits):
+    def interrupted(*args): raise KeyboardInterrupt
+
+    folder, out = pictures(tmp_path / 'pics', digits[:90]), tmp_path / 'out'
+    monkeypatch.setattr(D, '_draw', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        D.demo(seconds=0.5, data=str(folder), out=str(out), n=80)
+    assert shown(out) == ['model'] and D.load_model(out / 'model')[0].sample_size == [8, 8]
+    monkeypatch.undo()
+    D.demo(seconds=0.5, data=str(folder), out=str(out), n=80)       # ours, so it may be replaced
+    assert shown(out) == FILES
+
+
 def test_ctrl_c_at_once_is_one_line(tmp_path):
     p = start('demo', cwd=tmp_path)
     time.sleep(0.6)

@@ -45,7 +45,7 @@ standard deviation.
 | pictures | PSNR | digit read right | before encoding |
 |---|---|---|---|
 | held out | {test_psnr:.2f} dB | {test_read:.1%} | {test_real:.1%} |
-| combinations never shown in training | {unseen_psnr:.2f} dB | {unseen_read:.1%} | {unseen_real:.1%} |
+| combinations never shown | {unseen_psnr:.2f} dB | {unseen_read:.1%} | {unseen_real:.1%} |
 
 PSNR is of the mean squared error over 5,000 pictures; digits are read by `train_judge({data!r})`,
 which never sees held-out handwriting or reconstructions in training. Licence: Apache 2.0. The
@@ -115,7 +115,8 @@ def train_vae(seconds=240., steps=None, data='digits', out='vae', seed=0, device
     For `seconds`, or for `steps` (rounded up to hundreds). `data` is the handwriting, as for
     `load_images`. Interrupted, the same command carries on.
     """
-    results, device = Results(out, ['model.safetensors', 'config.json', 'README.md']), pick_device(device)
+    results = Results(out, ['model.safetensors', 'config.json', 'README.md'])
+    device = pick_device(device)
     results.reserve(20_000_000)
     source = None if data == 'digits' else data
     print('drawing the pictures ...', flush=True)
