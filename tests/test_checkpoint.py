@@ -220,7 +220,7 @@ def test_every_and_keep(tmp_path):
     assert names() == [f'epoch-00000{i}.ckpt' for i in (6, 7, 8)]
     assert learner([CheckpointCB(tmp_path, resume=True)]).fit(8).n_steps == 40  # nothing left to do
     for bad in (dict(every=0), dict(keep=0)):
-        with pytest.raises(ValueError, match='at least 1'):
+        with pytest.raises(ValueError, match='is 0, expected'):
             CheckpointCB(tmp_path, **bad)
 
 

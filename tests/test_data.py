@@ -98,7 +98,7 @@ def test_split_folders_with_classes(tmp_path):
 
 def test_one_picture_alone_and_a_test_folder_alone(tmp_path):
     save(tmp_path / 'one' / '0.png')
-    with pytest.raises(ValueError, match='one picture'):
+    with pytest.raises(ValueError, match='two pictures'):
         load_images(tmp_path / 'one')
     save(tmp_path / 'b' / 'test' / '0.png')
     with pytest.raises(ValueError, match="'train' and 'test'.*found"):
@@ -232,11 +232,11 @@ def test_a_turned_photograph_is_put_upright():
 @pytest.mark.parametrize(
     'call,match',
     [
-        (lambda: load_digits(4), '8 or more'),
+        (lambda: load_digits(4), 'size is 4'),
         (lambda: images_to_tensor([]), 'empty'),
         (lambda: images_to_tensor([Image.new('L', (8, 8))], channels=2), 'channels'),
         (lambda: TensorLoader(torch.zeros(3), torch.zeros(4)), 'equal lengths'),
-        (lambda: TensorLoader(torch.zeros(3), batch_size=0), 'at least 1'),
+        (lambda: TensorLoader(torch.zeros(3), batch_size=0), 'batch_size is 0'),
         (lambda: DataLoaders.from_dataset({'train': None}), 'train'),
         (lambda: DataLoaders.from_dataset(torch.zeros(60_000, 8, 8)), 'dict.*a Tensor'),
         (lambda: held_out_split({'a': 0, 'b': 1}), "found \\['a', 'b'\\]"),
