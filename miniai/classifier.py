@@ -52,8 +52,8 @@ class _Settings(type):
 class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     """A model that is saved (`save_pretrained`) and loaded by the Hub's convention.
 
-    Settings are of the kinds of their defaults: a whole number from 1 to 32,768, a number, or a list
-    of these; where it is None, whole numbers. Others raise `ValueError`.
+    Settings are of the kinds of their defaults: a whole number from 1 to 32,768, a number, or a
+    list of these; where it is None, whole numbers. Others raise `ValueError`.
     """
     @classmethod
     def from_pretrained(cls, folder, **hub):

@@ -60,7 +60,7 @@ def _read(name):
     from datasets import config, load_dataset
     root = Path(os.environ.get('MINIAI_DATA') or name)
     places = Path(name).expanduser(), root/name, root/Path(name).name
-    folder = next((p for p in places if p.is_dir()), None)
+    folder = next(filter(Path.is_dir, places), None)
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -69,8 +69,7 @@ def _read(name):
         said = f"{type(e).__name__}: {str(e)[:120]}".splitlines()[0]
         if folder:
             raise ValueError(f"{name!r} can't be read as pictures ({said}): expected picture "
-                             "files, or one sub-folder of them per class, and no []*? in "
-                             "its name") from e
+                             "files, one sub-folder of them per class, no []*? in its name") from e
         raise FileNotFoundError(f"no data set called {name!r} ({said}): is the name right? Without "
                                 "a network, put a copy in the folder that MINIAI_DATA names") from e
 
@@ -125,8 +124,8 @@ def load_images(name_or_folder, test_size=0.1):
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
         if len(dd['train']) < 2 or not 0 < test_size < 1:
-            raise ValueError(f"{name!r} holds {len(dd['train'])} pictures and {test_size=}: expected "
-                             "two pictures or more, and a share between 0 and 1")
+            raise ValueError(f"{name!r} holds {len(dd['train'])} rows, and {test_size=}: give two "
+                             "pictures or more, and a share between 0 and 1")
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))

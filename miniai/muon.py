@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
     """
     def __init__(self, params, lr=3e-3, ratio=8., momentum=0.9, betas=(0.9, 0.99), eps=1e-8):
         if not (lr > 0 and ratio > 0 and eps > 0 and all(0 <= b < 1 for b in (momentum, *betas))):
-            raise ValueError("expected lr, ratio, eps above 0, momentum and betas at least 0, below "
+            raise ValueError("expected lr, ratio, eps above 0, momentum and betas from 0 to below "
                              f"1, but got {lr=}, {ratio=}, {eps=}, {momentum=}, {betas=}")
         groups = {True: dict(params=[], lr=lr*ratio, matrices=True),
                   False: dict(params=[], lr=lr, matrices=False)}
