@@ -2,6 +2,7 @@
 
 import io
 import os
+import uuid
 
 import numpy as np
 import pytest
@@ -404,12 +405,12 @@ def test_labels_that_are_easily_mixed_up(tmp_path, labels):
 
 
 def test_a_name_isnt_answered_by_another_folder_of_that_name(tmp_path, monkeypatch):
-    classes(tmp_path / 'somewhere' / 'photos')
-    load_images(tmp_path / 'somewhere' / 'photos')
+    name = f'photos-{uuid.uuid4()}'
+    load_images(classes(tmp_path / 'somewhere' / name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('MINIAI_DATA', raising=False)
-    with pytest.raises(FileNotFoundError, match='photos'):
-        load_images('photos')
+    with pytest.raises(FileNotFoundError, match=name):
+        load_images(name)
 
 
 @pytest.mark.parametrize('value', [0, -3, 2.5, True, '8', float('nan'), (8, 8), 10**6], ids=str)

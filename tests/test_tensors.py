@@ -99,7 +99,7 @@ def test_whole_numbers_of_every_kind(v):
 
 @pytest.mark.parametrize(
     'value',
-    [0, -1, 11, 2.0, True, '5', None, [5], np.nan, np.float32(5), torch.tensor(5.0), torch.ones(999)],
+    [0, -1, 11, 2.0, True, '5', None, [5], np.nan, np.float32(5), torch.tensor(5.0), torch.ones(9)],
     ids=lambda v: repr(v)[:20],
 )
 def test_what_is_no_whole_number(value):
