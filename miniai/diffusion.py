@@ -104,7 +104,8 @@ def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=Non
 
 def _check_start(shape_or_x, generator):
     is_tensor, many = isinstance(shape_or_x, torch.Tensor), isinstance(generator, (list, tuple))
-    if not is_tensor and not all(isinstance(n, int) and n > 0 for n in shape_or_x):
+    whole = is_tensor or all(isinstance(n, int) and n > 0 for n in shape_or_x)
+    if not (whole and len(shape_or_x)):
         raise ValueError(f"the shape must be positive whole numbers (n, c, h, w), not {shape_or_x}")
     if is_tensor and not (shape_or_x.is_floating_point() and shape_or_x.isfinite().all()):
         raise ValueError(f"the start must be finite floats, but is {shape_or_x.dtype}, or has NaN")
@@ -123,7 +124,7 @@ def sample_batches(model, scheduler, shape, num_inference_steps=1000, generator=
     how many there are. All else is as for `sample`, which draws each."""
     _check_start(shape, generator)
     n, *one = shape
-    size = batch_size or max(1, 2**18//(one[-2]*one[-1]))
+    size = batch_size or max(1, 2**18//torch.Size(one[1:]).numel())
     for i in range(0, n, size):
         gen = generator[i:i + size] if isinstance(generator, (list, tuple)) else generator
         part = (min(size, n - i), *one)
