@@ -25,8 +25,7 @@ def _one_of(name, value, known):
 
 def check_number(name, value, ok, expected):
     "Raises `ValueError`, which says what's `expected`, unless `value` is finite and `ok(value)`."
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and ok(value)):
+    if type(value) is bool or not (isinstance(value, Real) and math.isfinite(value) and ok(value)):
         raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 def check_whole(name, value, low, high, what=''):
@@ -236,10 +235,13 @@ class Scheduler:
         `model_output` is the model's answer at `timestep`, shaped like `sample`, which is x_t.
         Calculates in single precision at least, and returns a tuple of `.prev_sample` and
         `.pred_original_sample` in that of `sample`."""
-        i, dtype = self._find(timestep), torch.promote_types(sample.dtype, torch.float32)
-        out = self._step(i, model_output.to(dtype), sample.to(dtype), generator, **options)
+        i, dtype = self._find(timestep), sample.dtype
+        if dtype.itemsize < 4 or model_output.dtype != dtype:        # a half, or mixed
+            finer = torch.promote_types(dtype, torch.float32)
+            model_output, sample = model_output.to(finer), sample.to(finer)
+        x, x0 = self._step(i, model_output, sample, generator, **options)
         self._i = i + 1
-        return SchedulerOutput(*(x.to(sample.dtype) for x in out))
+        return SchedulerOutput(x.to(dtype), x0.to(dtype))
 
     # --- saved beside a model, as diffusers does ---
     @classmethod
