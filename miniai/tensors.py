@@ -41,17 +41,17 @@ def _as_shape(s):
         raise ValueError(f"shape {s} holds a negative size")
     return s
 
-def whole_number(name, value, low=1, high=10**12) -> int:
+def whole_number(name, value, low=1, high=10**12, what='') -> int:
     """`value` as an int from `low` to `high`; NumPy's and PyTorch's whole numbers are fine too.
 
-    Raises `ValueError` that calls it `name` for any other, and for 2.0 and True."""
+    Raises `ValueError` that calls it `name` for any other, for 2.0 and True; `what` explains."""
     try:
         n = index(value)
     except TypeError:
         n = low - 1
     if isinstance(value, bool) or not low <= n <= high:
         raise ValueError(f"{name} is {value!r:.60}, expected a whole number from {low} to "
-                         f"{high:,}")
+                         f"{high:,}{what}")
     return n
 
 # %% ../nbs/01_tensors.ipynb #00000042
