@@ -525,7 +525,7 @@ def test_bad_input_is_refused(cls):
             cls(**kw)
     s = cls()
     for n in (0, 1001, 2.5):
-        with pytest.raises(ValueError, match='1 to 1000'):
+        with pytest.raises(ValueError, match='1 to 1,000'):
             s.set_timesteps(n)
     for times in ([], [5, 6], [1000], [-1], [3, 3], 'ab'):
         with pytest.raises(ValueError):
