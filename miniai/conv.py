@@ -30,12 +30,19 @@ def unfold(x, kernel: int, stride: int = 1, padding: int = 0) -> torch.Tensor:
     return windows.reshape(n, c*kernel*kernel, ho*wo)
 
 # %% ../nbs/13_convolution.ipynb #0000002a
+def _side(weight):
+    "The side of square kernels."
+    h, w = weight.shape[-2:]
+    if h != w:
+        raise ValueError(f"these kernels are {h}x{w}, but only square ones are known here")
+    return h
+
 def conv2d(x, weight, bias=None, stride: int = 1, padding: int = 0) -> torch.Tensor:
     """Returns the convolution of `(n, c_in, h, w)` with kernels `(c_out, c_in, k, k)`.
 
     One matrix product. Raises `ValueError` when the channels don't fit.
     """
-    c, k = weight.shape[1], weight.shape[-1]
+    c, k = weight.shape[1], _side(weight)
     if x.ndim != 4 or x.shape[1] != c:
         raise ValueError(f"these kernels look at {c} channels, (n, {c}, h, w), "
                          f"but got {tuple(x.shape)}")
@@ -56,7 +63,7 @@ def conv_transpose2d(y, weight, stride: int = 1, padding: int = 0) -> torch.Tens
         c = weight.shape[0]
         raise ValueError(f"these kernels are stamped by {c} channels, (n, {c}, h, w), "
                          f"but got {tuple(y.shape)}")
-    k, (h, w) = weight.shape[-1], ((s - 1)*stride + 1 for s in y.shape[2:])
+    k, (h, w) = _side(weight), ((s - 1)*stride + 1 for s in y.shape[2:])
     out = y.new_zeros(len(y), weight.shape[1], h + k - 1, w + k - 1)
     for i in range(k):
         for j in range(k):
