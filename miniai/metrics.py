@@ -158,8 +158,10 @@ def nearest_distance(x, train) -> torch.Tensor:
     if x.shape[1:] != train.shape[1:]:
         raise ValueError(f"pictures are {tuple(x.shape[1:])}, the training pictures "
                          f"{tuple(train.shape[1:])}: they must be alike")
+    if not len(train):
+        raise ValueError("no training pictures to compare with")
     train, dist = train.flatten(1), []
-    for o in x.to(train.device).flatten(1).split(1024):
+    for o in x.to(train).flatten(1).split(1024):
         # fast, but rough for near copies: (a - b)^2 as a^2 - 2ab + b^2
         nearest = torch.cdist(o, train).argmin(1)
         dist.append((o - train[nearest]).norm(dim=1))
@@ -171,6 +173,8 @@ class Reservoir:
 
     `seed` is that of the random keys, of which the smallest stay (Vitter 1985)."""
     def __init__(self, size, seed=0):
+        if size < 1:
+            raise ValueError(f"size is {size}, expected at least 1 row to keep")
         self.size, self.gen, self.rows = size, torch.Generator().manual_seed(seed), None
 
     def update(self, rows):
@@ -188,6 +192,8 @@ def _groups(samples, size, shape):
         if not isinstance(x, torch.Tensor):
             raise TypeError("samples must be a tensor (n, c, h, w) or batches of them, but a batch "
                             f"is a {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"samples are floats in [-1, 1], but these are {x.dtype}")
         if x.shape[1:] != shape:
             raise ValueError(f"samples are {tuple(x.shape[1:])}, the real pictures {tuple(shape)}: "
                              "they must be alike")
@@ -223,7 +229,7 @@ class ImageEval:
 
     @torch.no_grad()
     def _see(self, x, name, least=1):
-        f = [self.features(o).cpu().double() for o in x.to(self.train.device).split(512)]
+        f = [self.features(o).cpu().double() for o in x.to(self.train).split(512)]
         return _features(torch.cat(f), f'features of the {name}', least)
 
     def _pairwise(self, f, dist):

@@ -60,8 +60,9 @@ def set_seed(seed=42, deterministic=False):
 
     `seed`: from 0 to 2**32 - 1. `deterministic`: also ask PyTorch for algorithms that give the same
     bits each time (slower on a GPU)."""
+    seed = index(seed)                     # NumPy's and torch's whole numbers too
+    np.random.seed(seed)                   # first: it has the narrowest range
     random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:
         torch.use_deterministic_algorithms(True)
