@@ -267,7 +267,7 @@ class ImageEval:
                 (f"FID, {m['group']} at a time: how far from the real ones", *beside('fid')),
                 ('precision: how many look real', *beside('precision')),
                 ('recall: how much of the real ones is drawn', *beside('recall')),
-                ('copies: nearer to train than 95% of held-out', _pm(m['copy']),
+                ('copy check: nearer to train than 95% of held-out', _pm(m['copy']),
                  _pm(m['real_copy'], m['copy_std']))]
         if verbose:
             kids = [_pm(*(1000*v for v in m[k])) for k in ('kid', 'real_kid')]
@@ -277,7 +277,7 @@ class ImageEval:
         print(f"{m['n']:,} new pictures; real: {len(self.train):,} train, {len(self.held_out):,} "
               f"held out; seen through {self.name}")
         for name, *cells in rows:
-            print(f'{name:48}' + ''.join(f'{c:>18}' for c in cells))
+            print(f'{name:50}' + ''.join(f'{c:>18}' for c in cells))
         if m['kept'] < m['n']:
             print(f"(all but FID at once: of {m['kept']:,} of the new pictures, drawn evenly)")
         return m
