@@ -21,6 +21,7 @@ from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, l
 from .learner import Callback
 from .plot import to_pil
 from .tensors import default_device, set_seed
+from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000005
 COLOURS = dict(black=(0, 0, 0), white=(255, 255, 255), red=(255, 0, 0), green=(0, 255, 0),
@@ -382,7 +383,8 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
         if self.digits.training:
             raise RuntimeError("the judge is in training mode, where its digit network answers at "
                                "random: call judge.eval() first")
-        parts = [self._read(o.to(self.widths)) for o in x.split(batch_size)]
+        with Threads(self.widths.device) as run:
+            parts = [run(self._read, o.to(self.widths)) for o in x.split(batch_size)]
         return {k: torch.cat([p[k] for p in parts]) for k in ATTRIBUTES}
 
     def _read(self, x):
@@ -410,8 +412,7 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
             if k not in ATTRIBUTES or len(v) != len(x):
                 raise ValueError(f"{len(v)} values of {k!r} for {len(x)} pictures: expected one "
                                  f"for each, of {', '.join(ATTRIBUTES)}")
-        wanted = {k: v.to(self.widths.device) for k, v in wanted.items()}
-        seen = self(x)
+        wanted, seen = {k: v.to(self.widths.device) for k, v in wanted.items()}, self(x)
         ok = {k: (seen[k] == v) | (v == -1) for k, v in wanted.items()}
         out = {k: ok[k][v != -1].float().mean().item() for k, v in wanted.items()}
         for name, keys in dict(colours=('label', 'ink', 'paper'), all=tuple(wanted)).items():
@@ -427,8 +428,7 @@ def train_judge(source=None, n_pictures=39_000, seed=1, cbs=(), device=None) -> 
     fewer is quicker and worse. `seed`: of its pictures and its training; not the seed of the
     pictures that a generator trains on. No test digit and no generated picture takes part."""
     set_seed(seed)
-    device = default_device() if device is None else device
-    n = min(n_pictures, 60_000)
+    n, device = min(n_pictures, 60_000), device or default_device()
     ds = captioned_digits(source, n_train=n, n_test=1, seed=seed, held_out=False)['train']
     m = torch.cat([ink_map(ds.x[rows]) for rows in torch.arange(n).split(1_000)])
     clear, (label, _, _, thickness, slant) = stretch_contrast(m), ds.attributes.T

@@ -61,18 +61,20 @@ class Chooser:
         self.usual = yield from self._time(0)
         if self.usual > 0.5:                       # no time to try them all
             del self.numbers[1:-1]
+        ways = (1,)
         while True:
-            for i in (self.i + 1, self.i - 1):
+            for i in (self.i + way for way in ways):
                 s = (yield from self._time(i)) if 0 <= i < len(self.numbers) else math.inf
                 if s < 0.95*self.usual:
-                    self.i, self.usual = i, s
+                    ways, self.i, self.usual = (i - self.i,), i, s      # and on in that direction
                     break
             else:
                 yield from self._wait()
+                ways = 1, -1
 
     def _time(self, i):
         "Returns the seconds of a step with that number of threads; infinite once one is slow."
-        n, times, limit = self.numbers[i], [], 2*self.first
+        n, times, limit = self.numbers[i], [], 2*max(self.first, self.usual)
         if n > 1 and self.stalls(n):
             return math.inf
         while sum(times) < 0.5 and (len(times) < 4 or sum(times[1:]) < 0.05):
