@@ -116,9 +116,11 @@ class Threads:
         self.chooser = (self.chooser or Chooser(most)) if most > 1 else None
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, trace):
         if self.chooser:
             torch.set_num_threads(self.before)
+        if kind:                                   # it may have been interrupted
+            self.chooser = None
 
     def __call__(self, f, *args):
         if not self.chooser:

@@ -160,9 +160,20 @@ def test_put_back_after_an_error(four, error):
         assert torch.get_num_threads() == 1
         raise error
 
+    def interrupted(n):
+        raise error
+
     with pytest.raises(error), Threads() as run:
         run(fail)
     assert torch.get_num_threads() == 4
+    run.clock()  # the look after the step that failed
+    with pytest.raises(error), run:
+        run.chooser.stalls = interrupted
+        for _ in range(20):
+            run(list)
+    assert torch.get_num_threads() == 4
+    with run:  # and usable again
+        assert run(list) == []
 
 
 def test_nothing_to_choose(four, monkeypatch):
