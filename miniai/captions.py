@@ -19,6 +19,7 @@ from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, l
 from .learner import Callback
 from .plot import to_pil
 from .tensors import default_device, set_seed, whole_number
+from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000005
 COLOURS = dict(black=(0, 0, 0), white=(255, 255, 255), red=(255, 0, 0), green=(0, 255, 0),
@@ -380,7 +381,8 @@ class CaptionJudge(HubModel):
         if self.digits.training:
             raise RuntimeError("the judge is in training mode, where its digit network answers at "
                                "random: call judge.eval() first")
-        parts = [self._read(o.to(self.widths)) for o in x.split(batch_size)]
+        with Threads(self.widths.device) as run:
+            parts = [run(self._read, o.to(self.widths)) for o in x.split(batch_size)]
         return {k: torch.cat([p[k] for p in parts]) for k in ATTRIBUTES}
 
     def _read(self, x):
@@ -408,8 +410,7 @@ class CaptionJudge(HubModel):
             if k not in ATTRIBUTES or len(v) != len(x):
                 raise ValueError(f"{len(v)} values of {k!r} for {len(x)} pictures: expected one "
                                  f"for each, of {', '.join(ATTRIBUTES)}")
-        wanted = {k: v.to(self.widths.device) for k, v in wanted.items()}
-        seen = self(x)
+        wanted, seen = {k: v.to(self.widths.device) for k, v in wanted.items()}, self(x)
         ok = {k: (seen[k] == v) | (v == -1) for k, v in wanted.items()}
         out = {k: ok[k][v != -1].float().mean().item() for k, v in wanted.items()}
         for name, keys in dict(colours=('label', 'ink', 'paper'), all=tuple(wanted)).items():

@@ -122,7 +122,8 @@ class CheckpointCB(Callback):
     """Writes all that a fit depends on to `folder` after every `every` epochs and after the last.
 
     With `resume=True`, a fit whose folder holds checkpoints carries on after the newest, and gives
-    the same bits as one that was never interrupted. The newest `keep` stay. Raises `ValueError`
+    the same bits as one that was never interrupted, where the number of threads is given
+    (`OMP_NUM_THREADS`, `torch.set_num_threads`). The newest `keep` stay. Raises `ValueError`
     for checkpoints of another fit, and, without `resume`, where an earlier run left some.
     """
     order, in_trials, role = 1000, False, 'writes checkpoints'

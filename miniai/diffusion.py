@@ -18,6 +18,7 @@ from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
 from .learner import Callback, DeviceCB, Learner, modes_kept
 from .schedulers import check_number, randn
 from .tensors import default_device
+from .threads import Threads
 
 # %% ../nbs/23_diffusion.ipynb #0000000e
 def stratified_times(n, num_train_timesteps, device=None) -> torch.Tensor:
@@ -91,11 +92,11 @@ def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=Non
         x = shape_or_x.to(device, dtype)
     else:
         x = randn(shape_or_x, generator, device, dtype)*scheduler.init_noise_sigma
-    with modes_kept(model) if is_module else nullcontext():
+    with modes_kept(model) if is_module else nullcontext(), Threads(device) as run:
         if is_module:
             model.eval()
         for i, (t, at) in enumerate(zip(scheduler.timesteps, scheduler.timesteps.to(device))):
-            answer = model(scheduler.scale_model_input(x, t).to(seen), at.expand(len(x)))
+            answer = run(model, scheduler.scale_model_input(x, t).to(seen), at.expand(len(x)))
             step = scheduler.step(answer.to(dtype), t, x, **options)
             x = step.prev_sample
             if callback:

@@ -12,6 +12,8 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
+from .threads import Threads
+
 # %% ../nbs/24_metrics.ipynb #00000025
 def _features(f, name, least):
     "The features `f` `(n, d)` as doubles on the CPU. Raises an error where they are none."
@@ -211,7 +213,7 @@ class ImageEval:
     many, among the held-out ones."""
     def __init__(self, features, train, held_out, name='pixels', keep=2000):
         self.features, self.name, self.keep = features or nn.Flatten(), name, keep
-        self.train, self.held_out = train, held_out
+        self.train, self.held_out, self.threads = train, held_out, Threads(train.device)
         self.f_train = self._see(train, 'training pictures', 8)
         self.f_held = self._see(held_out, 'held-out pictures', 8)
         self.s_train, self.s_held = FeatureStats(self.f_train), FeatureStats(self.f_held)
@@ -222,7 +224,8 @@ class ImageEval:
 
     @torch.no_grad()
     def _see(self, x, name, least=1):
-        f = [self.features(o).cpu().double() for o in x.to(self.train).split(512)]
+        with self.threads as run:
+            f = [run(self.features, o).cpu().double() for o in x.to(self.train).split(512)]
         return _features(torch.cat(f), f'features of the {name}', least)
 
     def _with_floor(self, f):
