@@ -507,7 +507,7 @@ def test_bad_samples_are_named(ev):
     ]:
         with pytest.raises(ValueError, match=message):
             ev.measure(samples)
-    with pytest.raises(TypeError, match='a batch is a tuple'):
+    with pytest.raises(TypeError, match='a batch is tuple'):
         ev.measure([(pictures(20), torch.zeros(20))])
     with pytest.raises(
         ValueError, match='features of the held-out pictures are of 5 pictures: at least 8'
