@@ -230,7 +230,7 @@ def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0,
     Raises `ValueError` for a size under 16, a source without labels from 0 to 9, or more pictures
     than there are."""
     if size < 16:
-        raise ValueError(f"size is {size}: to tell three pens apart takes 16 pixels or more")
+        raise ValueError(f"size is {size}: ask for 16 or more, to tell three pens apart")
     dd = source if isinstance(source, dict) else load_images(source or 'digits')
     test = dd[held_out_split(dd)]
     every = np.argwhere(np.ones([len(words) for words in ATTRIBUTES.values()]))
@@ -280,10 +280,10 @@ class CaptionJudge(torch.nn.Module, PyTorchModelHubMixin):
 
     `judge(x)` gives int64 `(n, 5)`, in the order of `ATTRIBUTES`; digit, thickness and slant are -1
     where there's no ink. Colours, thickness and slant are measured; the digit is read by a
-    `Classifier` of the ink map at 16x16."""
-    def __init__(self):
+    `Classifier` of the ink map, scaled to `size` pixels a side."""
+    def __init__(self, size=16):
         super().__init__()
-        self.digits = Classifier(1, 10)
+        self.size, self.digits = size, Classifier(1, 10)
 
     @torch.no_grad()
     def forward(self, x, batch_size=500):
@@ -295,7 +295,7 @@ class CaptionJudge(torch.nn.Module, PyTorchModelHubMixin):
         ink, paper = (torch.cdist(c, PALETTE.to(c)).argmin(1) for c in colours)
         m = ink_map(x)
         clear = (2*m - 0.5).clamp(0, 1)             # faint specks are paper
-        digit = self.digits(F.adaptive_avg_pool2d(m[:, None]*2 - 1, 16)).argmax(1)
+        digit = self.digits(F.adaptive_avg_pool2d(m[:, None]*2 - 1, self.size)).argmax(1)
         kinds = [torch.bucketize(f(clear), m.new_tensor(b)) for f, b in BORDERS.items()]
         digit, *kinds = (v.where(ink != paper, -1) for v in (digit, *kinds))
         return torch.stack([digit, ink, paper, *kinds], 1)
