@@ -66,6 +66,7 @@ def slant_of(m) -> torch.Tensor:
     dx = x - ((m.sum(1)*x).sum(1)/total)[:, None]
     return -torch.einsum('nyx,ny,nx->n', m, dy, dx)/(m.sum(2)*dy**2).sum(1).clamp(min=1e-6)
 
+# %% ../nbs/30_captions.ipynb #00000024
 def place(g, slant) -> torch.Tensor:
     """Digits centred on pictures twice as large, two thirds of a side high or wide, with a slant.
 
@@ -82,7 +83,7 @@ def place(g, slant) -> torch.Tensor:
     where = torch.stack([xs, ys.expand_as(xs)], -1)*2/size
     return F.grid_sample(g[:, None], where, 'bicubic', align_corners=False)[:, 0].clamp(min=0)
 
-# %% ../nbs/30_captions.ipynb #00000025
+# %% ../nbs/30_captions.ipynb #00000027
 def thin(b) -> np.ndarray:
     """The middle lines, one pixel wide, of shapes `(n, h, w)` (1 is ink), as uint8.
 
@@ -102,7 +103,7 @@ def thin(b) -> np.ndarray:
             b.ravel()[at[rim & (east*south*(north + west) == 0)]] = 0
     return b
 
-# %% ../nbs/30_captions.ipynb #00000028
+# %% ../nbs/30_captions.ipynb #0000002a
 def _distance(b): return np.stack([ndimage.distance_transform_edt(o) for o in b])
 
 def middle_lines(g, slant) -> torch.Tensor:
@@ -115,6 +116,7 @@ def middle_lines(g, slant) -> torch.Tensor:
     inked = p + 2*(p - blurred) > 0.45
     return torch.from_numpy(thin(inked) | (_distance(inked) > 6*k))     # too deep for a line
 
+# %% ../nbs/30_captions.ipynb #0000002c
 def with_pen(lines, width) -> torch.Tensor:
     """Lines drawn with a round pen: uint8 `(n, size, size)`, 255 is ink, 0 is paper.
 
@@ -129,7 +131,7 @@ def with_pen(lines, width) -> torch.Tensor:
     ink = np.minimum(width.numpy()[:, None, None]*k, limit) + 0.5 - distance
     return (F.avg_pool2d(torch.from_numpy(ink.clip(0, 1)), 2)*255).round().byte()
 
-# %% ../nbs/30_captions.ipynb #0000002b
+# %% ../nbs/30_captions.ipynb #0000002f
 class Drawings:
     """Pictures that are drawn when they are indexed, as a float tensor `(n, 3, size, size)` is.
 
@@ -147,7 +149,7 @@ class Drawings:
         ink, paper = PALETTE.to(self.device)[self.attributes[i, 1:3], :, None, None].unbind(-4)
         return torch.lerp(paper, ink, self.shapes[self.which[i]].unsqueeze(-3)/255)
 
-# %% ../nbs/30_captions.ipynb #0000002c
+# %% ../nbs/30_captions.ipynb #00000030
 class CaptionedDigits:
     """Captioned pictures of digits, drawn when they are asked for; a table as in `datasets`.
 
@@ -177,7 +179,7 @@ class CaptionedDigits:
         names = dict(ATTRIBUTES, label=range(10))[i]
         return [names[k] for k in self.attributes[:, list(ATTRIBUTES).index(i)]]
 
-# %% ../nbs/30_captions.ipynb #0000002e
+# %% ../nbs/30_captions.ipynb #00000032
 def _assign(labels, n, combos, seed):
     "For pictures 0 to n - 1: the row of their digit, their attributes, their template."
     rng, m, k = np.random.default_rng(seed), len(labels), combos.shape[1]
@@ -190,6 +192,7 @@ def _assign(labels, n, combos, seed):
     row = order[i % m]
     return row, combos[labels[row], (start[row] + i//m*step[row]) % k], template
 
+# %% ../nbs/30_captions.ipynb #00000034
 def _in_parts(f, *ts): return torch.cat([f(*o) for o in zip(*(t.split(128) for t in ts))])
 
 def _draw(ds, n, combos, size, seed):
@@ -207,6 +210,7 @@ def _draw(ds, n, combos, size, seed):
     captions = [digit_caption(*o, t) for o, t in zip(attributes.tolist(), template)]
     return CaptionedDigits(x, np.array(captions, object))
 
+# %% ../nbs/30_captions.ipynb #00000035
 def _digits_of(ds):
     "The labels, each the digit from 0 to 9 that's written there; `ValueError` where they aren't."
     try:
@@ -216,7 +220,7 @@ def _digits_of(ds):
     except (KeyError, ValueError) as e:
         raise ValueError(f"no column 'label' of digits in columns {ds.column_names}: {e}") from e
 
-# %% ../nbs/30_captions.ipynb #0000002f
+# %% ../nbs/30_captions.ipynb #00000036
 def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0, held_out=True):
     """Real handwritten digits in colour, with captions: a dict of `CaptionedDigits`.
 
@@ -241,7 +245,7 @@ def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0,
     return {name: _draw(ds, n, every[rows].reshape(10, -1, 5), size, (seed, k))
             for k, (name, ds, n, rows) in enumerate(splits) if rows.any()}
 
-# %% ../nbs/30_captions.ipynb #0000003d
+# %% ../nbs/30_captions.ipynb #00000044
 def measure_colours(x) -> tuple:
     """The colours `(ink, paper)`, `(n, 3)` each, of pictures `(n, 3, h, w)` in [-1, 1].
 
@@ -254,6 +258,7 @@ def measure_colours(x) -> tuple:
     far = (pixels - paper[..., None]).square().sum(1).topk(pixels.shape[2]//32)[1]
     return pixels.gather(2, far[:, None].expand(-1, 3, -1)).mean(2), paper
 
+# %% ../nbs/30_captions.ipynb #00000045
 def ink_map(x) -> torch.Tensor:
     """How much ink there is in each pixel of `(n, 3, h, w)` in [-1, 1]: 0 is paper, 1 is ink.
 
@@ -263,7 +268,7 @@ def ink_map(x) -> torch.Tensor:
     along = torch.einsum('nchw,nc->nhw', x - paper[..., None, None], ink - paper)
     return (along/(ink - paper).square().sum(1).clamp(min=1e-6)[:, None, None]).clamp(0, 1)
 
-# %% ../nbs/30_captions.ipynb #00000040
+# %% ../nbs/30_captions.ipynb #00000048
 def stroke_width(m) -> torch.Tensor:
     """Mean width of the strokes, `(n,)`, in pixels of a 32x32 picture; 0 where there's no ink.
 
@@ -272,7 +277,7 @@ def stroke_width(m) -> torch.Tensor:
     slope = torch.hypot(p.diff(dim=1)[:, :, :-1], p.diff(dim=2)[:, :-1])
     return 2*m.sum((1, 2))/slope.sum((1, 2)).clamp(min=1e-6)*32/m.shape[-1]
 
-# %% ../nbs/30_captions.ipynb #00000044
+# %% ../nbs/30_captions.ipynb #0000004c
 BORDERS = {stroke_width: (2.65, 4.15), slant_of: (-0.178, 0.178)}     # between three kinds each
 
 class CaptionJudge(torch.nn.Module, PyTorchModelHubMixin):
@@ -313,7 +318,7 @@ class CaptionJudge(torch.nn.Module, PyTorchModelHubMixin):
         right |= dict(colours=ok[:, :3].all(1), all=ok.all(1))
         return {name: v.float().mean().item() for name, v in right.items()}
 
-# %% ../nbs/30_captions.ipynb #00000045
+# %% ../nbs/30_captions.ipynb #0000004d
 def train_judge(source=None, n_pictures=39_000, seed=1, cbs=(), device=None) -> CaptionJudge:
     """A judge, in eval mode, that has seen training digits alone, in all combinations.
 
