@@ -21,6 +21,7 @@ SMALL = dict(
     loop_overhead='--batch 4 --calls 2 --repeats 1',
     unet_speed='--batch 2 --n 1',
     classifier='--epochs 1 --seeds 0 --threads 1 --plain',
+    recipe='--targets epsilon --epochs 1 --rates 4e-3 --seeds 0 --n 80 --steps 2',
     samplers='--model MODEL --calls 5 --n 80 --no-1000',
     latents='--seconds 1 --n 20 --pictures 300 --steps 2',
     captioned='--n-train 600 --n-test 300 --judge-pictures 1500',
