@@ -166,9 +166,8 @@ class CaptionedDigits:
 
     def select(self, rows):
         "A table of these rows."
-        rows = np.arange(len(self))[np.atleast_1d(rows)]
         x = Drawings(self.x.shapes, self.x.which[rows], self.attributes[rows])
-        return CaptionedDigits(x, self.captions[rows])
+        return CaptionedDigits(x, self.captions[np.atleast_1d(rows)])
 
     def __getitem__(self, i):
         if not isinstance(i, str):

@@ -247,8 +247,8 @@ def relabelled(values):
     'call,match',
     [
         (lambda: captioned_digits(size=8), 'size is 8'),
-        (lambda: captioned_digits(n_train=1, n_test=360 * 504 + 1), 'at most'),
-        (lambda: captioned_digits(n_train=0), 'at most'),
+        (lambda: captioned_digits(n_train=1, n_test=360 * 504 + 1), 'whole number from 1 to'),
+        (lambda: captioned_digits(n_train=0), 'whole number from 1 to'),
         (lambda: digit_caption(7, 'red', 'teal'), "unknown paper 'teal'.*cyan"),
         (lambda: digit_caption(7, 'red', 'blue', 'fat'), 'thin, normal, thick'),
         (lambda: digit_caption(11, 'red', 'blue'), 'unknown label 11.*seven'),
