@@ -22,7 +22,7 @@ SMALL = dict(
     unet_speed='--batch 2 --n 1',
     classifier='--epochs 1 --seeds 0 --threads 1 --plain',
     samplers='--model MODEL --calls 5 --n 80 --no-1000',
-    latents='--seconds 1 --n 20 --pictures 300 --steps 2',
+    latents='--budgets 1 --n 20 --pictures 300 --steps 2 --reference 150 --judge-pictures 1500',
     captioned='--n-train 600 --n-test 300 --judge-pictures 1500',
     time_to_quality='--seconds 1 --n 80 --only miniai',
 )

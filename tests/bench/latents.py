@@ -144,15 +144,16 @@ def run(name, x, vae, how, seconds, args, judged, seed):
 
 def tune(args, x, vae, judged):
     "The best of each side's networks, then the best of its rates."
+    seconds = args.budgets[0] if args.budgets else 20
     for name in args.sides:
         first = [dict(zip(('widths', 'patch_size', 'batch_size'), o), lr=4e-3) for o in TRIED[name]]
         scores = {}
         for how in first:
-            scores[run(name, x, vae, how, args.budgets[0], args, judged, args.seeds[0])] = how
+            scores[run(name, x, vae, how, seconds, args, judged, args.seeds[0])] = how
         best = scores[min(scores)]
         for lr in RATES:
             how = best | dict(lr=lr)
-            scores[run(name, x, vae, how, args.budgets[0], args, judged, args.seeds[0])] = how
+            scores[run(name, x, vae, how, seconds, args, judged, args.seeds[0])] = how
         print(f'best on {name}: {scores[min(scores)]}', flush=True)
 
 
