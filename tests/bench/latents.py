@@ -1,8 +1,8 @@
 """What 48x buys: quality against calculation, for diffusion on pixels and on the VAE's latents.
 
-    python tests/bench/latents.py                       # the curves: about 14 processor minutes
+    python tests/bench/latents.py                       # the curves: about 10 processor minutes
     python tests/bench/latents.py --budgets 10 30       # shorter ones, in processor seconds
-    python tests/bench/latents.py --tune --budgets 20   # how networks and rates were chosen
+    python tests/bench/latents.py --tune                # networks and rates: 6 minutes
 
 Each side has its own network and learning rate, chosen by `--tune` on the `valid` handwriting (cut
 from `train`) and kept in `CHOSEN`. Each budget is a training of its own, of so many seconds of the
@@ -36,7 +36,7 @@ CHOSEN = {
     'pixels': dict(widths=(16, 32, 48), patch_size=1, lr=8e-3, batch_size=32),
     'latents': dict(widths=(32, 64), patch_size=1, lr=4e-3, batch_size=32),
 }
-BUDGETS = dict(pixels=(20, 80, 480), latents=(5, 20, 80))
+BUDGETS = dict(pixels=(20, 80, 240), latents=(5, 20, 80))
 # (widths, patch_size, batch_size), each at lr 4e-3; the best of them at the other rates
 TRIED = {
     'pixels': [
