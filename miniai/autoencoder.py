@@ -10,33 +10,18 @@ __all__ = ['Autoencoder', 'encode_all', 'psnr', 'reconstruction_loss', 'Reconstr
 import math
 from functools import partial
 from importlib.resources import files
-from operator import index
-from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
 from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
+from .classifier import HubModel
 from .conv import ResBlock, norm
 from .learner import Callback, DeviceCB, Learner
+from .tensors import whole_number
 
 # %% ../nbs/31_autoencoder.ipynb #00000015
-def _config(in_channels, latent_channels, widths, n_blocks, patch, scaling_factor):
-    "Returns the settings as plain numbers, as `config.json` keeps them; NumPy's would get lost."
-    in_channels, latent_channels, patch = map(index, (in_channels, latent_channels, patch))
-    widths, n_blocks = [*map(index, widths)], [*map(index, n_blocks)]
-    if not widths or len(widths) != len(n_blocks) or not 0 < scaling_factor < math.inf:
-        raise ValueError(f"expected one number of blocks for each width and a scaling_factor over "
-                         f"0, but got {widths=}, {n_blocks=}, {scaling_factor=}")
-    channels = in_channels*patch**2, latent_channels, *widths         # the first: of a tile
-    if min(*channels, patch, *n_blocks) < 1 or max(channels) > 4096 or sum(n_blocks) > 64:
-        raise ValueError(f"expected 1 to 4,096 channels and 1 to 64 blocks, but got {in_channels=} "
-                         f"in tiles of {patch=}, {latent_channels=}, {widths=}, {n_blocks=}")
-    return dict(in_channels=in_channels, latent_channels=latent_channels, widths=widths,
-                n_blocks=n_blocks, patch=patch, scaling_factor=float(scaling_factor))
-
 def _levels(in_channels, widths, n_blocks, patch):
     "Returns the layers of an encoder, and those of the decoder that mirrors it."
     conv = partial(nn.Conv2d, kernel_size=3, padding=1)
@@ -52,7 +37,7 @@ def _levels(in_channels, widths, n_blocks, patch):
     return down, up
 
 # %% ../nbs/31_autoencoder.ipynb #00000016
-class Autoencoder(nn.Module, PyTorchModelHubMixin):
+class Autoencoder(HubModel):
     """Pictures in [-1, 1] to latents and back (Hinton & Salakhutdinov 2006).
 
     Pictures are `(n, in_channels, h, w)`, latents `(n, latent_channels, h/factor, w/factor)` with
@@ -67,11 +52,12 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     def __init__(self, in_channels=3, latent_channels=4, widths=(48, 128), n_blocks=(1, 2), patch=4,
                  scaling_factor=1.):
         super().__init__()
-        c = _config(in_channels, latent_channels, widths, n_blocks, patch, scaling_factor)
-        self._hub_mixin_config, self.scaling_factor = c, c['scaling_factor']
-        self.in_channels, self.latent_channels = c['in_channels'], c['latent_channels']
-        self.factor, last = c['patch']*2**(len(c['widths']) - 1), c['widths'][-1]
-        down, up = _levels(self.in_channels, c['widths'], c['n_blocks'], c['patch'])
+        if len(widths) != len(n_blocks) or sum(n_blocks) > 64 or not 0 < scaling_factor < math.inf:
+            raise ValueError("expected one number of blocks for each width, at most 64 blocks, and "
+                             f"a scaling_factor over 0: {widths=}, {n_blocks=}, {scaling_factor=}")
+        self.in_channels, self.latent_channels = in_channels, latent_channels
+        self.factor, self.scaling_factor = patch*2**(len(widths) - 1), scaling_factor
+        last, (down, up) = widths[-1], _levels(in_channels, widths, n_blocks, patch)
         says = nn.Conv2d(last, self.latent_channels*self.out_per_latent, 3, padding=1)
         says.bias.data[self.latent_channels:] = -4.                 # a VAE's log-variances
         self.encoder = nn.Sequential(*down, norm(last), nn.SiLU(), says)
@@ -137,6 +123,8 @@ def reconstruction_loss(y, x, l1=0.1, contrast=0.5) -> torch.Tensor:
     `l1` is the weight of the absolute error, which is added. `contrast` weights pictures of low
     contrast up: at 0 all pictures count alike, at 1 all digits do, however faint.
     """
+    if y.shape != x.shape:
+        raise ValueError(f"pictures {tuple(y.shape)} can't be compared with {tuple(x.shape)}")
     d, weight = y - x, (x.var((2, 3)).mean(1) + 0.05)**-contrast
     return ((d.square() + l1*d.abs()).mean((1, 2, 3))*weight/weight.mean()).mean()
 
@@ -170,8 +158,8 @@ class RandomBatches:
         if not len(x) or len(x) != len(y):
             raise ValueError(f"expected as many targets as pictures and at least one, but there "
                              f"are {len(x)} pictures and {len(y)} targets")
-        self.x, self.y, self.batch_size, self.n_batches = x, y, batch_size, n_batches
-        self.generator = generator
+        self.x, self.y, self.n_batches, self.generator = x, y, n_batches, generator
+        self.batch_size = whole_number('batch_size', batch_size)
 
     def __len__(self): return self.n_batches
 
@@ -210,18 +198,9 @@ class VAE(Autoencoder):
         return self.decode(z), mean, logvar
 
     @classmethod
-    def from_pretrained(cls, folder=None, **kwargs):
-        """Returns a trained model in evaluation mode, from a folder or a Hub id.
-
-        Default: the weights that come with this library. Raises `ValueError` for weights of another
-        architecture.
-        """
-        folder = str(files('miniai')/'weights'/'vae') if folder is None else folder
-        try:
-            return super().from_pretrained(folder, **{'strict': True, **kwargs})
-        except (RuntimeError, TypeError) as e:
-            raise ValueError(f"the weights in {Path(folder).name!r} don't fit a {cls.__name__}: "
-                             + ' '.join(str(e).split())[:300]) from e
+    def from_pretrained(cls, folder=None, **hub):
+        "As `HubModel.from_pretrained`; default: the weights that come with this library."
+        return super().from_pretrained(folder or files('miniai')/'weights'/'vae', **hub)
 
 class VAELoss:
     "`loss_func`, and `kl_weight` times the mean KL divergence in nats."

@@ -142,7 +142,12 @@ class _Arithmetic(_Graph):
     __array_ufunc__ = None   # so that `array + tensor` comes here and not to NumPy
 
     def _lift(self, o):
-        return o if isinstance(o, Tensor) else Tensor(np.asarray(o, dtype=self.dtype))
+        if isinstance(o, Tensor):
+            return o
+        o = np.asarray(o)
+        if o.dtype.kind not in 'fiub':
+            raise TypeError(f"a Tensor takes part with real numbers, not with {o.dtype}: {o!r:.40}")
+        return Tensor(o.astype(self.dtype))
     def _two(self, f, o, pull_a, pull_b):
         "`f(a, b)`; the pull-backs take the slope and both arrays."
         o = self._lift(o)

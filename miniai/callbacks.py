@@ -22,7 +22,7 @@ from .learner import Callback, CancelFit, describe
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
     "Returns the share of rows whose largest score `preds` `(n, classes)` is the right class."
-    return (preds.argmax(1) == targets).float().mean()
+    return (preds.argmax(1) == targets.view(len(preds))).float().mean()     # no broadcasting
 
 def _has_state(metric): return hasattr(metric, 'update') and hasattr(metric, 'compute')
 

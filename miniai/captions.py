@@ -11,16 +11,15 @@ __all__ = ['COLOURS', 'THICKNESS', 'SLANT', 'DIGITS', 'ATTRIBUTES', 'TEMPLATES',
 # %% ../nbs/30_captions.ipynb #00000002
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from scipy import ndimage
-from torch import nn
 from torch.nn import functional as F
 
-from .classifier import Classifier, RandomAffines, train_classifier
+from .classifier import Classifier, HubModel, RandomAffines, train_classifier
 from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .learner import Callback
 from .plot import to_pil
-from .tensors import default_device, set_seed
+from .tensors import default_device, set_seed, whole_number
+from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000005
 COLOURS = dict(black=(0, 0, 0), white=(255, 255, 255), red=(255, 0, 0), green=(0, 255, 0),
@@ -287,9 +286,7 @@ def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0,
 
     Raises `ValueError` for a size under 16, a source without labels from 0 to 9, or more pictures
     than there are."""
-    if size < 16:
-        raise ValueError(f"size is {size}, but three pens can't be told apart under 16 pixels: "
-                         "ask for 16 or more")
+    size = whole_number('size', size, 16, 1024)         # under 16 three pens can't be told apart
     dd = source if isinstance(source, dict) else load_images(source or 'digits')
     test = dd[held_out_split(dd)]
     every, held = _combinations()
@@ -365,7 +362,7 @@ class _AffineCB(Callback):
         m, y = learn.batch
         learn.batch = _halved(self.bend(m) if learn.training else m), y
 
-class CaptionJudge(nn.Module, PyTorchModelHubMixin):
+class CaptionJudge(HubModel):
     """Reads the attributes of captioned digits off pictures `(n, 3, h, w)` in [-1, 1].
 
     `judge(x)` gives a dict with the names of `ATTRIBUTES`, int64 `(n,)` each. Colours, thickness
@@ -373,6 +370,8 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
     the borders between the three pens, in pixels of 32, and between the three slants."""
     def __init__(self, widths=(2.65, 4.15), slants=(-0.178, 0.178)):
         super().__init__()
+        if not all(len(b) == 2 and b[0] < b[1] for b in (widths, slants)):
+            raise ValueError(f"expected two rising borders each, but got {widths=}, {slants=}")
         self.digits = Classifier(1, 10)
         self.register_buffer('widths', torch.tensor(widths))
         self.register_buffer('slants', torch.tensor(slants))
@@ -382,7 +381,8 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
         if self.digits.training:
             raise RuntimeError("the judge is in training mode, where its digit network answers at "
                                "random: call judge.eval() first")
-        parts = [self._read(o.to(self.widths)) for o in x.split(batch_size)]
+        with Threads(self.widths.device) as run:
+            parts = [run(self._read, o.to(self.widths)) for o in x.split(batch_size)]
         return {k: torch.cat([p[k] for p in parts]) for k in ATTRIBUTES}
 
     def _read(self, x):
@@ -410,8 +410,7 @@ class CaptionJudge(nn.Module, PyTorchModelHubMixin):
             if k not in ATTRIBUTES or len(v) != len(x):
                 raise ValueError(f"{len(v)} values of {k!r} for {len(x)} pictures: expected one "
                                  f"for each, of {', '.join(ATTRIBUTES)}")
-        wanted = {k: v.to(self.widths.device) for k, v in wanted.items()}
-        seen = self(x)
+        wanted, seen = {k: v.to(self.widths.device) for k, v in wanted.items()}, self(x)
         ok = {k: (seen[k] == v) | (v == -1) for k, v in wanted.items()}
         out = {k: ok[k][v != -1].float().mean().item() for k, v in wanted.items()}
         for name, keys in dict(colours=('label', 'ink', 'paper'), all=tuple(wanted)).items():
@@ -428,7 +427,7 @@ def train_judge(source=None, n_pictures=39_000, seed=1, cbs=(), device=None) -> 
     pictures that a generator trains on. No test digit and no generated picture takes part."""
     set_seed(seed)
     device = default_device() if device is None else device
-    n = min(n_pictures, 60_000)
+    n = min(whole_number('n_pictures', n_pictures, 100), 60_000)
     ds = captioned_digits(source, n_train=n, n_test=1, seed=seed, held_out=False)['train']
     m = torch.cat([ink_map(ds.x[rows]) for rows in torch.arange(n).split(1_000)])
     clear, (label, _, _, thickness, slant) = stretch_contrast(m), ds.attributes.T

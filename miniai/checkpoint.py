@@ -18,6 +18,7 @@ import torch
 
 from .data import generators_of, get_rng, set_rng
 from .learner import Callback, describe
+from .tensors import whole_number
 
 # %% ../nbs/16_checkpoint.ipynb #00000018
 @contextmanager
@@ -121,23 +122,26 @@ class CheckpointCB(Callback):
     """Writes all that a fit depends on to `folder` after every `every` epochs and after the last.
 
     With `resume=True`, a fit whose folder holds checkpoints carries on after the newest, and gives
-    the same bits as one that was never interrupted. The newest `keep` stay. Raises `ValueError`
+    the same bits as one that was never interrupted, where the number of threads is given
+    (`OMP_NUM_THREADS`, `torch.set_num_threads`). The newest `keep` stay. Raises `ValueError`
     for checkpoints of another fit, and, without `resume`, where an earlier run left some.
     """
     order, in_trials, role = 1000, False, 'writes checkpoints'
 
     def __init__(self, folder, every=1, keep=2, resume=False):
-        if every < 1 or keep < 1:
-            raise ValueError(f"every is {every} and keep is {keep}, expected at least 1")
-        self.folder, self.every, self.keep, self.resume = Path(folder), every, keep, resume
-        self.last = None
+        self.folder, self.resume, self.last = Path(folder), resume, None
+        self.every, self.keep = whole_number('every', every), whole_number('keep', keep)
 
     def before_fit(self, learn):
         for dl in (learn.dls.train, learn.dls.valid):
             if getattr(dl, 'persistent_workers', False):
                 raise ValueError("loaders with persistent_workers can't be resumed: turn it off")
         if learn.is_main:
-            self._sweep()
+            try:
+                self._sweep()
+            except OSError as e:
+                raise OSError(f"can't write checkpoints to the folder {str(self.folder)!r} "
+                              f"({e.strerror}): give another") from e
         there = checkpoints(self.folder)
         if there and self.resume:
             self._load(learn, there[-1])

@@ -7,8 +7,11 @@ __all__ = ['build_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #00000002
 import argparse
+import importlib
 import signal
 import sys
+import threading
+import time
 
 # %% ../nbs/90_cli.ipynb #00000009
 def _positive(kind):
@@ -72,14 +75,27 @@ def _add_train(p):
 # %% ../nbs/90_cli.ipynb #0000000a
 def _load(command):
     "The heavy imports come here: help doesn't wait for them."
-    if command == 'demo':
-        from miniai.demo import demo
-        return demo
-    if command == 'sample':
-        from miniai.demo import sample_cmd
-        return sample_cmd
-    from miniai.weights.train_vae import train_vae
-    return train_vae
+    module, name = dict(demo=('demo', 'demo'), sample=('demo', 'sample_cmd'),
+                        train=('weights.train_vae', 'train_vae'))[command]
+    return getattr(importlib.import_module(f'miniai.{module}'), name)
+
+class _Pulse:
+    "Standard output that says so when work goes on, but nothing was printed for two seconds."
+    def __init__(self):
+        self.out, self.start, self.over = sys.stdout, time.monotonic(), threading.Event()
+        self.last = self.start
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def __getattr__(self, name): return getattr(self.out, name)
+
+    def write(self, text):
+        self.last = time.monotonic()
+        return self.out.write(text)
+
+    def _beat(self):
+        while not self.over.wait(0.25):
+            if time.monotonic() - self.last > 2:
+                print(f'... {time.monotonic() - self.start:.0f} s', file=self, flush=True)
 
 class _Signals:
     "Makes a closed terminal and a batch system's end the same as Ctrl-C, and remembers them."
@@ -96,11 +112,16 @@ class _Signals:
         raise KeyboardInterrupt
 
 def _run(command, args):
-    signals = _Signals()
-    work = _load(command)
-    if signals.seen:           # an import may have swallowed it
-        raise KeyboardInterrupt
-    work(**args)
+    signals, pulse = _Signals(), _Pulse()
+    try:
+        sys.stdout = pulse
+        work = _load(command)
+        if signals.seen:           # an import may have swallowed it
+            raise KeyboardInterrupt
+        work(**args)
+    finally:
+        sys.stdout = pulse.out
+        pulse.over.set()
 
 def main(argv=None) -> int:
     "The `miniai` command; returns its exit code: 0, 2 for an error, 130 for an interrupt."

@@ -20,7 +20,7 @@ def unfold(x, kernel: int, stride: int = 1, padding: int = 0) -> torch.Tensor:
     """
     x = F.pad(x, [padding]*4)
     n, c, h, w = x.shape
-    if kernel < 1 or stride < 1 or kernel > min(h, w):
+    if min(kernel, stride, padding + 1) < 1 or kernel > min(h, w):
         raise ValueError(f"a {kernel}x{kernel} window at stride {stride} doesn't fit into {h}x{w} "
                          "(padding included): use a smaller kernel or more padding")
     ho, wo = (h - kernel)//stride + 1, (w - kernel)//stride + 1
@@ -30,19 +30,25 @@ def unfold(x, kernel: int, stride: int = 1, padding: int = 0) -> torch.Tensor:
     return windows.reshape(n, c*kernel*kernel, ho*wo)
 
 # %% ../nbs/13_convolution.ipynb #0000002a
+def _check(x, weight, c):
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"kernels must be square, (c, c, k, k), but these are "
+                         f"{tuple(weight.shape)}: use torch.nn.functional's for others")
+    if x.ndim != 4 or x.shape[1] != c:
+        raise ValueError(f"these kernels are for {c} channels, (n, {c}, h, w), "
+                         f"but got {tuple(x.shape)}")
+
 def conv2d(x, weight, bias=None, stride: int = 1, padding: int = 0) -> torch.Tensor:
     """Returns the convolution of `(n, c_in, h, w)` with kernels `(c_out, c_in, k, k)`.
 
     One matrix product. Raises `ValueError` when the channels don't fit.
     """
-    c, k = weight.shape[1], weight.shape[-1]
-    if x.ndim != 4 or x.shape[1] != c:
-        raise ValueError(f"these kernels look at {c} channels, (n, {c}, h, w), "
-                         f"but got {tuple(x.shape)}")
+    _check(x, weight, weight.shape[1])
+    k = weight.shape[-1]
     ho, wo = ((s + 2*padding - k)//stride + 1 for s in x.shape[2:])
     out = weight.flatten(1) @ unfold(x, k, stride, padding)
     if bias is not None:
-        out = out + bias[:, None]
+        out = out + bias.view(len(weight), 1)
     return out.view(len(x), -1, ho, wo)
 
 # %% ../nbs/13_convolution.ipynb #0000002c
@@ -52,10 +58,7 @@ def conv_transpose2d(y, weight, stride: int = 1, padding: int = 0) -> torch.Tens
     Each number stamps its kernel into the result; overlapping stamps add. Height and width
     become `(h - 1)*stride + k - 2*padding`.
     """
-    if y.ndim != 4 or y.shape[1] != weight.shape[0]:
-        c = weight.shape[0]
-        raise ValueError(f"these kernels are stamped by {c} channels, (n, {c}, h, w), "
-                         f"but got {tuple(y.shape)}")
+    _check(y, weight, weight.shape[0])
     k, (h, w) = weight.shape[-1], ((s - 1)*stride + 1 for s in y.shape[2:])
     out = y.new_zeros(len(y), weight.shape[1], h + k - 1, w + k - 1)
     for i in range(k):

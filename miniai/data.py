@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .plot import show_images, to_pil
-from .tensors import default_device
+from .tensors import default_device, to_device, whole_number
 
 # %% ../nbs/10_data.ipynb #00000022
 def load_digits(size=8):
@@ -27,8 +27,7 @@ def load_digits(size=8):
     Returns a `DatasetDict` with `train` (1,437 rows) and `test` (360), columns `image` (grey PIL
     pictures of `size` pixels a side) and `label` (0 to 9). Sizes other than 8 are enlarged smoothly
     from the 8x8 originals. Raises `ValueError` for a `size` under 8."""
-    if size < 8:
-        raise ValueError(f"size is {size}, but the digits are 8x8: ask for 8 or more")
+    size = whole_number('size', size, 8, 1024)                     # the originals are 8x8
     import datasets
     from sklearn.datasets import load_digits as scikit_digits
     from sklearn.model_selection import train_test_split
@@ -58,17 +57,19 @@ def held_out_split(dataset_dict) -> str:
 
 def _read(name):
     "The tables in a folder or on the Hub, with errors that say what to do."
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     root = Path(os.environ.get('MINIAI_DATA') or name)
     places = Path(name).expanduser(), root/name, root/Path(name).name
-    folder = next((p for p in places if p.is_dir()), None)
+    folder = next(filter(Path.is_dir, places), None)
+    # in a cache of their own: offline, a name on the Hub must not find a folder of that name
+    cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
-        return load_dataset(str(folder or name))
+        return load_dataset(str(folder or name), cache_dir=cache)
     except Exception as e:  # the library raises many kinds, which mean the same to the reader
         said = f"{type(e).__name__}: {str(e)[:120]}".splitlines()[0]
         if folder:
             raise ValueError(f"{name!r} can't be read as pictures ({said}): expected picture "
-                             "files, or one sub-folder of them per class") from e
+                             "files, one sub-folder of them per class, no []*? in its name") from e
         raise FileNotFoundError(f"no data set called {name!r} ({said}): is the name right? Without "
                                 "a network, put a copy in the folder that MINIAI_DATA names") from e
 
@@ -79,7 +80,8 @@ def _tidy(ds, name):
     images = [c for c, k in kinds.items() if k == 'Image']
     if not images:
         raise ValueError(f"{name!r} has columns {list(kinds)[:12]} but no pictures")
-    labels = [c for c in ('label', 'labels') if kinds.get(c) in ('Value', 'ClassLabel')]
+    labels = [c for c, k in kinds.items() if k in ('Value', 'ClassLabel')
+              and c.strip().lower() in ('label', 'labels', 'class')]
     labels += [c for c, k in kinds.items() if k == 'ClassLabel']
     names = dict(zip(images[:1] + labels[:1], ('image', 'label')))
     return ds.select_columns(list(names)).rename_columns(names)
@@ -90,13 +92,15 @@ def _number_labels(dd):
     from datasets import ClassLabel
     names = getattr(dd['train'].features.get('label'), 'names', None)
     given = [ds['label'] if 'label' in ds.column_names else [None]*len(ds) for ds in dd.values()]
-    values = pd.Series([v for column in given for v in column], dtype=object)
-    numbers, known = pd.factorize(values.where(~values.isin(['', -1])), sort=True)
+    values = [v.strip() if isinstance(v, str) else v for column in given for v in column]
+    none = ['', -1] if set(values) != {1, -1} else []                     # these are two classes
+    values = pd.Series(values, dtype=object)
+    numbers, known = pd.factorize(values.where(~values.isin(none)), sort=True)
     numbers = dict(zip(dd, np.split(numbers, [len(dd['train'])])))
     if numbers['train'].max() < 0 or names and set(names) <= {'train', *_HELD_OUT}:
         return dd.select_columns('image')       # no labels, or the folders `train` and `test`
     if names is None:
-        names = [f'{v:.9g}' if isinstance(v, float) else str(v) for v in known]
+        names = [str(v).removesuffix('.0') if isinstance(v, float) else str(v) for v in known]
         for k, ds in dd.items():
             ds = ds.select_columns('image').add_column('label', numbers[k])
             dd[k] = ds.cast_column('label', ClassLabel(names=names))
@@ -119,8 +123,9 @@ def load_images(name_or_folder, test_size=0.1):
         return load_digits()
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
-        if len(dd['train']) < 2:
-            raise ValueError(f"{name!r} holds one picture, but one is held out: give two or more")
+        if len(dd['train']) < 2 or not 0 < test_size < 1:
+            raise ValueError(f"{name!r} holds {len(dd['train'])} rows, and {test_size=}: give two "
+                             "pictures or more, and a share between 0 and 1")
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
@@ -148,6 +153,7 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
     not given, 1 where all of them are grey. Raises `ValueError` when sizes differ and no `size` is
     given, when there are no pictures, or for one that can't be read, naming it."""
     from tqdm import tqdm
+    size = None if size is None else whole_number('size', size, high=2**14)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is {channels}, but a picture has 1 (grey) or 3 (colour)")
     bar = tqdm(images, 'decoding', delay=2, leave=False)           # shown after two seconds
@@ -159,8 +165,8 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
         raise ValueError(f"pictures of {len(sizes)} different sizes (width x height), among them "
                          f"{sizes[0]} and {sizes[-1]}: give size=... to resize and crop them all")
     grey = channels == 1 or channels is None and all(im.mode == 'L' for im in images)
-    a = np.stack([np.atleast_3d(im.convert('L' if grey else 'RGB')) for im in images])
-    return (torch.from_numpy(a.transpose(0, 3, 1, 2)).float()/127.5 - 1).contiguous()
+    images = [np.atleast_3d(im.convert('L' if grey else 'RGB')).transpose(2, 0, 1) for im in images]
+    return torch.from_numpy(np.stack(images)).float().div_(127.5).sub_(1)    # may be gigabytes
 
 # %% ../nbs/10_data.ipynb #0000002d
 class TensorLoader:
@@ -173,17 +179,14 @@ class TensorLoader:
         lens = [len(t) for t in tensors]
         if not lens or len(set(lens)) > 1:
             raise ValueError(f"tensors must have equal lengths, but these have {lens}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        self.tensors, self.batch_size = tensors, batch_size
+        self.tensors, self.batch_size = tensors, whole_number('batch_size', batch_size)
         self.shuffle, self.generator = shuffle, generator
 
     def __len__(self): return -(-len(self.tensors[0])//self.batch_size)
 
     def __iter__(self):
-        order = torch.arange(len(self.tensors[0]))
-        if self.shuffle:
-            order = torch.randperm(len(order), generator=self.generator)
+        n = len(self.tensors[0])
+        order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         for rows in order.to(self.tensors[0].device).split(self.batch_size):
             yield tuple([t[i] for i in rows.tolist()] if isinstance(t, list) else t[rows]
                         for t in self.tensors)
@@ -215,14 +218,13 @@ def _cut(ds, valid_size):
     "The table without and with the share `valid_size`; each class in proportion, if there are any."
     from sklearn.model_selection import train_test_split
     n, y = len(ds), np.asarray(_targets(ds, 'label'))
-    held = int(np.ceil(valid_size*n))
+    held = int(np.ceil(valid_size*n)) if 0 < valid_size < 1 else 0
     if not 0 < held < n:
         raise ValueError(f"valid_size is {valid_size}: expected a share of the {n} training "
                          "pictures from 0 to 1 that leaves some for both, or valid_size=0")
     classes, counts = np.unique(y, return_counts=True)
-    fits = counts.min() > 1 and len(classes) <= min(held, n - held)
-    rows = train_test_split(np.arange(n), test_size=held, random_state=0,
-                            stratify=y if fits else None)
+    by = y if counts.min() > 1 and len(classes) <= min(held, n - held) else None
+    rows = train_test_split(np.arange(n), test_size=held, random_state=0, stratify=by)
     return [ds.select(np.sort(r)) for r in rows]
 
 # %% ../nbs/10_data.ipynb #00000031
@@ -254,9 +256,8 @@ class DataLoaders:
             splits['train'], splits['valid'] = _cut(splits['train'], valid_size)
         loaders = {}
         for name, ds in splits.items():
-            x, y = _pictures(ds, size, channels).to(device), _targets(ds, target)
+            x, y = _pictures(ds, size, channels).to(device), to_device(_targets(ds, target), device)
             channels = x.shape[1]              # as in `train`
-            y = y.to(device) if isinstance(y, torch.Tensor) else y
             order = dict(shuffle=True, generator=generator) if name == 'train' else {}
             loaders[name] = TensorLoader(x, y, batch_size=batch_size, **order)
         return cls(**loaders)

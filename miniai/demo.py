@@ -8,6 +8,7 @@ __all__ = ['default_widths', 'recipe', 'pick_device', 'make_eval', 'guided', 'be
 
 # %% ../nbs/81_demo.ipynb #00000002
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB, accuracy
 from .checkpoint import atomic_write
 from .classifier import train_classifier
 from .data import DataLoaders, load_images
-from .diffusion import diffusion_learner, sample
+from .diffusion import diffusion_learner, sample_batches
 from .guidance import AutoGuidance, GuideModelCB
 from .metrics import ImageEval
 from .muon import Muon
@@ -79,7 +80,8 @@ def make_eval(dls, device) -> ImageEval:
         name = 'their own pixels, grey and shrunk to 8x8'
         def grey(o): return F.adaptive_avg_pool2d(o.mean(1), 8).flatten(1)
         return ImageEval(grey, x, held_out, name)
-    learn = train_classifier(dls, int(y.max()) + 1, device=device)
+    bar = ProgressCB(plot=False, n_lines=5)
+    learn = train_classifier(dls, int(y.max()) + 1, device=device, cbs=[bar])
     right = accuracy(*learn.get_preds(dls.test)).item()
     name = f'a classifier of these pictures (64 features, {right:.1%} of held-out rows right)'
     return ImageEval(learn.model.features, x, held_out, name)
@@ -138,18 +140,20 @@ def beside(panels: dict, ncols: int = 8, size: int = 64) -> Image.Image:
     return sheet
 
 def _draw(model, guide, scheduler, dls, n, seed, new):
-    "Draws `n` pictures, writes some below the folder `new`, and returns them."
+    "Draws `n` pictures in batches; writes some of the first below the folder `new`."
     x, frames = dls.train.tensors[0], []
     steps = recipe(min(model.sample_size))['steps']
     print(f"drawing {n:,} new pictures in {steps} steps ...", flush=True)
     generator = torch.Generator().manual_seed(seed)
-    drawn = sample(guided(model, guide), scheduler, (n, *x.shape[1:]), steps, generator,
-                   lambda i, t, x, x0: frames.append(to_cpu(x[:25])))
+    def keep(i, t, x, x0): return frames.append(to_cpu(x[:25])) if len(frames) < steps else None
+    drawn = sample_batches(guided(model, guide), scheduler, (n, *x.shape[1:]), steps, generator,
+                           keep)
+    first = next(drawn)
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:64]
-    panels = {'new, drawn by the network': drawn[:64], 'real': x[some.to(x.device)]}
+    panels = {'new, drawn by the network': first[:64], 'real': x[some.to(x.device)]}
     beside(panels).save(new/'digits.png')
     animate(frames, fps=8, size=48).save(new/'denoise.gif')
-    return drawn
+    return chain([first], drawn)
 
 # %% ../nbs/81_demo.ipynb #0000000d
 def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None, n=None) -> dict:
@@ -200,17 +204,19 @@ def load_model(folder, device=None):
             f"{str(folder)!r} is no saved model ({', '.join(missing)} missing): give the folder "
             "model/ that `miniai demo` wrote")
     try:
-        model = UNet.from_pretrained(folder, strict=True).to(device)
+        model = UNet.from_pretrained(folder).to(device)
         scheduler, guide = DPMSolverScheduler.from_pretrained(folder), None
-        if (folder/'guide').is_dir():
-            guide = UNet.from_pretrained(folder/'guide', strict=True).to(device)
+        if (folder/'guide').exists():
+            guide = UNet.from_pretrained(folder/'guide').to(device)
+        if not model.sample_size:
+            raise ValueError("no sample_size in its config.json")
+        blank = torch.zeros(1, model.in_channels, *model.sample_size, device=device)
+        if not guided(model, guide)(blank, torch.zeros(1, device=device)).isfinite().all():
+            raise ValueError("its weights hold NaN")
     except Exception as e:
         reason = f'{type(e).__name__}: {str(e).splitlines()[0][:100]}'
         raise ValueError(f"{str(folder)!r} can't be read as a model ({reason}): train it again"
                          ) from e
-    if not model.sample_size:
-        raise ValueError(f"{str(folder)!r} doesn't say of which size its pictures are: add "
-                         "sample_size to its config.json")
     return model, scheduler, guide
 
 def _check_picture(path):
@@ -222,7 +228,7 @@ def _check_picture(path):
     if path.exists():
         try:
             ours = Image.open(path).info.get('Software') == 'miniai'
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             ours = False
         if not ours:
             raise FileExistsError(f"{str(path)!r} is there already and isn't of miniai's making: "
@@ -237,10 +243,11 @@ def sample_cmd(folder, n=64, steps=None, seed=0, out='samples.png', device=None)
     steps = recipe(min(model.sample_size))['steps'] if steps is None else steps
     shape = (n, model.in_channels, *model.sample_size)
     generator = torch.Generator().manual_seed(seed)
-    new = sample(guided(model, guide), scheduler, shape, steps, generator)
+    new = torch.cat([*sample_batches(guided(model, guide), scheduler, shape, steps, generator)])
     mark = PngInfo()
     mark.add_text('Software', 'miniai')
     with atomic_write(out) as f:
-        image_grid(new).save(f, 'PNG', pnginfo=mark)
-    print(f"{n} new pictures in {out}")
+        # smaller ones where there are so many that few programs could open the file
+        image_grid(new, size=max(4, min(64, round(8192/n**0.5) - 6))).save(f, 'PNG', pnginfo=mark)
+    print(f"{n:,} new pictures in {out}")
     return new

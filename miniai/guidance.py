@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from .learner import Callback
+from .schedulers import check_number
 
 # %% ../nbs/27_guidance.ipynb #00000027
 class _Guided(nn.Module):
     "What both kinds of guidance share: a model, a scale, and an interval of times."
     def __init__(self, model, scale, interval):
         super().__init__()
-        if not math.isfinite(scale):
-            raise ValueError(f"scale is {scale}, expected a finite number")
+        check_number('scale', scale, lambda v: True, 'a finite number')
         if interval is not None and not interval[0] <= interval[1]:
             raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
         self.model, self.scale, self.interval = model, scale, interval
@@ -53,8 +53,7 @@ class Guidance(_Guided):
         num_classes = _num_classes(model)
         if uncond is None and num_classes is None:
             raise ValueError("uncond is needed: this model has no num_classes, so no 'no class'")
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale is {rescale}, expected a share from 0 to 1")
+        check_number('rescale', rescale, lambda v: 0 <= v <= 1, 'a share from 0 to 1')
         self.rescale, self.cond = rescale, _context(cond, num_classes, 'cond')
         self.uncond = _context(num_classes if uncond is None else uncond, num_classes, 'uncond')
 
@@ -150,8 +149,7 @@ class GuideModelCB(Callback):
     order, in_trials = 40, False                          # after the average has taken its step
 
     def __init__(self, ema, at=0.2):
-        if not 0 < at < 1:
-            raise ValueError(f"at is {at}, expected a share of the training, between 0 and 1")
+        check_number('at', at, lambda v: 0 < v < 1, 'a share of the training, between 0 and 1')
         self.ema, self.at, self.model = ema, at, None
 
     def after_step(self, learn):

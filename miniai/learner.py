@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .data import rng_kept
 from .tensors import default_device, to_cpu, to_device
+from .threads import Threads
 
 # %% ../nbs/11_learner.ipynb #0000002d
 class CancelFit(Exception):
@@ -155,22 +156,25 @@ class _Events:
 class _Loop(_Events):
     "Epochs, batches and steps, each within its events."
     def _epochs(self):
-        for self.epoch in range(self.epoch, self.n_epochs):
-            for self.training in self.passes:
-                steps = _STEPS if self.training else _STEPS[:6]
-                self.plan = sum((self.calls[event] for event in steps), [])
-                self.dl, self.complete, self.batch = self._loader(), False, None
-                self.model.train(self.training)
-                with torch.set_grad_enabled(self.training):
-                    self._scope('epoch', self._batches)
+        device = next(self.model.parameters(), torch.empty(0)).device
+        with Threads(device) as validation, Threads(device) as training:
+            for self.epoch in range(self.epoch, self.n_epochs):
+                for self.training in self.passes:
+                    steps = _STEPS if self.training else _STEPS[:6]
+                    self.plan = sum((self.calls[event] for event in steps), [])
+                    self.dl, self.complete, self.batch = self._loader(), False, None
+                    self.model.train(self.training)
+                    run = training if self.training else validation
+                    with torch.set_grad_enabled(self.training):
+                        self._scope('epoch', lambda: self._batches(run))
 
     def _loader(self): return self.dls.train if self.training else self.dls.valid
 
-    def _batches(self):
+    def _batches(self, run):
         try:
             for self.i, self.batch in enumerate(self.dl):
                 self.preds = None
-                self._scope('batch', self._steps)
+                run(self._scope, 'batch', self._steps)
         except CancelEpoch:
             self.complete = True               # all that was wanted of this epoch
             raise

@@ -20,7 +20,10 @@ from sklearn.utils.validation import check_is_fitted
 # %% ../nbs/04_meanshift.ipynb #0000002d
 def _positive(value, name):
     "`value` as a float, or an error unless it's positive and finite."
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be a positive, finite number, but it is {value}")
     return number
@@ -183,6 +186,7 @@ def estimate_bandwidth(X, quantile=0.1, n_samples=2000):
     same each time. `quantile`: in (0, 1]. Where that distance is 0 (few points, or many copies),
     copies are left out and the second neighbour is the least: 0 only if all points are the same."""
     x = _points(X)
+    _positive(n_samples, 'n_samples')
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile must be in (0, 1], but it is {quantile}")
     return (_neighbour_distance(x, quantile, 1, n_samples)

@@ -9,7 +9,8 @@ __all__ = ['MomentumScheduler', 'AdamScheduler', 'power_times']
 import torch
 
 from .samplers import EulerScheduler, SigmaScheduler
-from .schedulers import settings
+from .schedulers import check_number, settings
+from .tensors import whole_number
 
 # %% ../nbs/26_momentum.ipynb #0000000a
 class MomentumScheduler(EulerScheduler):
@@ -21,8 +22,7 @@ class MomentumScheduler(EulerScheduler):
                  beta_schedule='linear', prediction_type='epsilon', use_karras_sigmas=False,
                  timestep_spacing='linspace', steps_offset=0, final_sigmas_type='zero',
                  momentum=0.5):
-        if not -1 < momentum < 1:
-            raise ValueError(f"momentum is {momentum!r}, expected more than -1 and less than 1")
+        check_number('momentum', momentum, lambda v: -1 < v < 1, 'more than -1 and less than 1')
         SigmaScheduler.__init__(self, **settings(locals()))
 
     def _move(self, sample, slope, jump, i):
@@ -43,6 +43,7 @@ class AdamScheduler(EulerScheduler):
                  betas=(0., 0.9), per_pixel=False, eps=1e-8):
         if not (len(betas) == 2 and -1 < betas[0] < 1 and 0 <= betas[1] < 1):
             raise ValueError(f"betas are {betas!r}, expected two, from -1 to 1 and from 0 to 1")
+        check_number('eps', eps, lambda v: v > 0, 'more than 0')
         betas = tuple(betas)
         SigmaScheduler.__init__(self, **settings(locals()))
 
@@ -64,6 +65,8 @@ def power_times(n, power=0.6, num_train_timesteps=1000) -> list:
 
     Even at power 1; closer together near the picture the larger it is, near the noise the
     smaller. Raises `ValueError` where two times fall together."""
+    whole_number('n', n, 1, num_train_timesteps)
+    check_number('power', power, lambda v: v > 0, 'more than 0')
     ts = [round(num_train_timesteps*(1 - i/n)**power) - 1 for i in range(n)]
     if len(set(ts)) < n or ts[-1] < 0:
         raise ValueError(f"{n} times at power {power} fall together: take fewer, or power 1")

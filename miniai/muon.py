@@ -40,8 +40,9 @@ class Muon(torch.optim.Optimizer):
     `ratio` are more than 0.
     """
     def __init__(self, params, lr=3e-3, ratio=8., momentum=0.9, betas=(0.9, 0.99), eps=1e-8):
-        if not (lr > 0 and ratio > 0):
-            raise ValueError(f"lr is {lr} and ratio {ratio}, expected both to be more than 0")
+        if not (lr > 0 and ratio > 0 and eps > 0 and all(0 <= b < 1 for b in (momentum, *betas))):
+            raise ValueError("expected lr, ratio, eps above 0, momentum and betas from 0 to below "
+                             f"1, but got {lr=}, {ratio=}, {eps=}, {momentum=}, {betas=}")
         groups = {True: dict(params=[], lr=lr*ratio, matrices=True),
                   False: dict(params=[], lr=lr, matrices=False)}
         for p in params:
@@ -51,11 +52,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
             step = self._orthogonal if group['matrices'] else self._adam
             for p in group['params']:
                 if p.grad is not None:
                     step(p, self.state[p], group)
+        return loss
 
     def _orthogonal(self, p, state, group):
         if not state:

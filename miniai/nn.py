@@ -74,7 +74,12 @@ class ReLU(Module):
 
 class Sequential(Module):
     "Layers, one after another."
-    def __init__(self, *layers): self.layers = list(layers)
+    def __init__(self, *layers):
+        for layer in layers:
+            if isinstance(layer, type) or not callable(layer):
+                name = getattr(layer, '__name__', f'a {type(layer).__name__}')
+                raise TypeError(f"Sequential takes layers one by one, such as ReLU(), not {name}")
+        self.layers = list(layers)
     def forward(self, x):
         for layer in self.layers:
             x = layer(x)

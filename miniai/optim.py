@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from .nn import Parameter
+from .nn import Module, Parameter
 
 # %% ../nbs/07_optim.ipynb #0000001e
 class Optimizer:
@@ -22,7 +22,8 @@ class Optimizer:
     for each parameter. Raises `ValueError` for no parameters or a bad rate, `TypeError` for
     anything that is no `Parameter`."""
     def __init__(self, params, lr):
-        self.params, self.lr = list(params), lr
+        # a model goes into the list as it is, to be refused below
+        self.params, self.lr = [params] if isinstance(params, Module) else list(params), lr
         if not self.params:
             raise ValueError("no parameters to optimize (an iterator gives its items only once)")
         for p in self.params:
@@ -69,6 +70,7 @@ class RMSProp(Optimizer):
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8):
         super().__init__(params, lr)
         _check_range('alpha', alpha, 0 <= alpha < 1, 'from 0 to below 1')
+        _check_range('eps', eps, 0 <= eps < np.inf, '0 or more')
         self.alpha, self.eps = alpha, eps
 
     def direction(self, g, state):
@@ -79,6 +81,8 @@ class Adam(Optimizer):
     "Averages of $g$ and $g^2$, corrected for their start at 0 (Kingma and Ba, arXiv:1412.6980)."
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, lr)
+        _check_range('betas', betas, np.shape(betas) == (2,), 'two numbers')
+        _check_range('eps', eps, 0 <= eps < np.inf, '0 or more')
         for name, beta in zip(('beta1', 'beta2'), betas):
             _check_range(name, beta, 0 <= beta < 1, 'from 0 to below 1')
         self.betas, self.eps = betas, eps

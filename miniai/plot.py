@@ -29,11 +29,17 @@ def to_pil(x, size=None, value_range=(-1., 1.), background='white') -> Image.Ima
     65535 in the modes `I;16`; in mode `I` it's 255, or 65535 where a value exceeds 255; in mode `F`
     the first of 1, 255 and 65535 that no value exceeds by more than half (as resizing may do).
     Raises `ValueError` for another shape, for NaN, and for numbers outside these ranges."""
+    _at_least_1(size=size)
     im = _from_pil(x, background) if isinstance(x, Image.Image) else _from_array(x, value_range)
     if size is None:
         return im
     k = size/max(im.size)
     return im.resize([max(1, round(s*k)) for s in im.size], Image.Resampling.BICUBIC)
+
+def _at_least_1(**numbers):
+    for name, n in numbers.items():
+        if n is not None and not n >= 1:
+            raise ValueError(f"{name} is {n}, expected 1 or more")
 
 def _in_bytes(a, lo, hi):
     return Image.fromarray(((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8))
@@ -44,12 +50,17 @@ def _from_array(x, value_range):
         x = x.detach().cpu()
         x = x.float() if x.is_floating_point() else x           # NumPy has no bfloat16
     a = np.asarray(x)
+    if a.dtype.kind not in 'iubf':
+        raise TypeError(f"a picture holds real numbers, but this {type(x).__name__} holds {a.dtype}"
+                        ": open a file with PIL.Image.open")
     if a.ndim == 3 and a.shape[0] in (1, 3):
         a = a.transpose(1, 2, 0)
     if a.ndim not in (2, 3) or a.shape[2:] not in ((), (1,), (3,)) or 0 in a.shape:
         raise ValueError("a picture is (h, w), (1, h, w) or (3, h, w), but this has shape "
                          f"{tuple(np.shape(x))}; for a batch use show_images or image_grid")
     lo, hi = value_range
+    if not lo < hi:
+        raise ValueError(f"value_range is {value_range}, expected two, the first one lower")
     if a.dtype.kind in 'iub':
         lo, hi = 0, {'bool': 1, 'uint16': 65535}.get(a.dtype.name, 255)
         if a.min() < lo or a.max() > hi:
@@ -96,7 +107,8 @@ def image_grid(xs, ncols=None, size=64, gap=6, value_range=(-1., 1.), background
     ims = [to_pil(x, size, value_range, background) for x in xs]
     if not ims:
         raise ValueError("no pictures to show: the sequence is empty")
-    ncols = min(len(ims), ncols or math.ceil(len(ims)**0.5))
+    ncols = min(len(ims), math.ceil(len(ims)**0.5) if ncols is None else ncols)
+    _at_least_1(ncols=ncols)
     w, h = (max(least, *(im.size[k] for im in ims)) + gap for k, least in enumerate(cell))
     sheet = Image.new('RGB', (ncols*w + gap, -(-len(ims)//ncols)*h + gap), background)
     for i, im in enumerate(ims):
@@ -147,6 +159,7 @@ def show_images(xs, ncols=None, titles=None, size=64, value_range=(-1., 1.), sup
 # %% ../nbs/00_plot.ipynb #00000028
 def _labels(n, ncols, titles, rows, cols):
     "The number of columns, and the three kinds of texts as lists of strings, counted."
+    _at_least_1(ncols=ncols)
     titles, rows, cols = ([] if ts is None else [str(t) for t in ts] for ts in (titles, rows, cols))
     by_rows = -(-n//len(rows)) if rows else 0
     ncols = ncols or len(cols) or by_rows or (10 if titles else math.ceil(n**0.5))
@@ -201,7 +214,9 @@ def animate(frames, fps=10., hold=1., size=64, ncols=None, value_range=(-1., 1.)
     """`frames` as an animation: pictures, batches `(n, c, h, w)` or figures, all of one size.
 
     `fps`: frames a second. `hold`: seconds to rest on the last one. `size`, `ncols`, `value_range`:
-    see `image_grid`. Raises `ValueError` when there are no frames."""
+    see `image_grid`. Raises `ValueError` when there are no frames, or of several sizes."""
+    if not (0 < fps < math.inf and 0 <= hold < math.inf):
+        raise ValueError(f"fps is {fps} and hold is {hold}, expected more than 0, and 0 or more")
     def draw(f):
         if isinstance(f, plt.Figure):
             return fig_to_pil(f)
@@ -212,6 +227,9 @@ def animate(frames, fps=10., hold=1., size=64, ncols=None, value_range=(-1., 1.)
     ims = [draw(f).convert('RGB').quantize(64, dither=Image.Dither.NONE) for f in frames]
     if not ims:
         raise ValueError("no frames to animate: the sequence is empty")
+    if len({im.size for im in ims}) > 1:
+        raise ValueError("frames must be of one size (width, height), but there are "
+                         f"{sorted({im.size for im in ims})[:4]}")
     times = [1000/fps]*len(ims)
     times[-1] += hold*1000
     file = io.BytesIO()

@@ -12,12 +12,12 @@ import math
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, SchedulerOutput, randn, settings
+from .schedulers import Scheduler, _one_of, check_number, randn, settings
+from .tensors import whole_number
 
 # %% ../nbs/25_samplers.ipynb #00000013
 def _check_eta(eta):
-    if not (isinstance(eta, (int, float)) and 0 <= eta <= 1):
-        raise ValueError(f"eta is {eta!r}, expected a number from 0 (no fresh noise) to 1 (DDPM)")
+    check_number('eta', eta, lambda v: 0 <= v <= 1, 'from 0 (no fresh noise) to 1 (DDPM)')
 
 class DDIMScheduler(Scheduler):
     """Sampling without fresh noise, or with a share `eta` of it (Song, Meng & Ermon 2021, eq. 12).
@@ -29,8 +29,8 @@ class DDIMScheduler(Scheduler):
                  beta_schedule='linear', clip_sample=True, set_alpha_to_one=True, steps_offset=0,
                  prediction_type='epsilon', clip_sample_range=1., timestep_spacing='leading',
                  eta=0.):
-        if timestep_spacing == 'linspace':     # diffusers' jumps to other times than it visits
-            raise ValueError("DDIMScheduler has no 'linspace': expected 'leading' or 'trailing'")
+        # (with 'linspace' diffusers' jumps to other times than it visits)
+        _one_of('timestep_spacing', timestep_spacing, ('leading', 'trailing'))
         _check_eta(eta)
         super().__init__(**settings(locals()))
 
@@ -61,24 +61,27 @@ class DDIMScheduler(Scheduler):
 
         `eta`: instead of the one this scheduler was made with; `use_clipped_model_output`: work out
         the noise anew from the clipped guess; `generator`: one, or one for each picture."""
-        i, eta = self._find(timestep), self.config['eta'] if eta is None else eta
-        key = (eta, use_clipped_model_output)
+        key = (self.config['eta'] if eta is None else eta, use_clipped_model_output)
+        return super().step(model_output, timestep, sample, generator, return_dict, key=key)
+
+    def _step(self, i, model_output, sample, generator, key):
         if key not in self._tables:
-            _check_eta(eta)
+            _check_eta(key[0])
             self._tables[key] = self._table(*key)
         ct, cm, c0, std, t = self._tables[key][i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
         x = (sample*ct).add_(x0, alpha=c0).add_(model_output, alpha=cm)
         if std:
             x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
-        self._i = i + 1
-        return SchedulerOutput(x, x0) if return_dict else (x, x0)
+        return x, x0
 
 # %% ../nbs/25_samplers.ipynb #00000015
 def karras_sigmas(n, sigma_min, sigma_max, rho=7.) -> np.ndarray:
     """`n` falling noise levels, evenly spaced in their `rho`-th roots: many small ones.
 
-    Karras et al. 2022, eq. 5."""
+    Karras et al. 2022, eq. 5. Raises `ValueError` where they couldn't be that."""
+    check_number('rho', rho, lambda v: v > 0, 'more than 0')
+    check_number('sigma_min', sigma_min, lambda v: 0 < v <= sigma_max, 'from 0 to sigma_max')
     low, high = sigma_min**(1/rho), sigma_max**(1/rho)
     return (high + np.linspace(0, 1, n)*(low - high))**rho
 
@@ -91,8 +94,7 @@ class SigmaScheduler(Scheduler):
     ('sigma_min')."""
     def __init__(self, **config):
         final = config.get('final_sigmas_type', 'zero')
-        if final not in ('zero', 'sigma_min'):
-            raise ValueError(f"unknown final_sigmas_type {final!r}: expected 'zero' or 'sigma_min'")
+        _one_of('final_sigmas_type', final, ('zero', 'sigma_min'))
         super().__init__(**dict(clip_sample=False) | config)
         acp = self.alphas_cumprod
         self._all_sigmas = ((1 - acp)/acp).sqrt().numpy()
@@ -169,17 +171,15 @@ class EulerScheduler(SigmaScheduler):
         "What the model knows: x_0 plus noise, scaled to variance 1 as in training."
         return sample*self._scale[self._find(timestep)][0]
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        "From one noise level to the next: `.prev_sample` and `.pred_original_sample`."
-        i = self._find(timestep)
+    def _step(self, i, model_output, sample, generator):
+        "From one noise level to the next."
         sigma, jump = self._jumps[i]
         x0 = self._guess(self._to_x0[i], model_output, sample)
         slope = (sample - x0).div_(sigma)                        # the noise, as the model sees it
         x = self._move(sample, slope, jump, i)
         if self._up[i]:
             x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=self._up[i])
-        self._i = i + 1
-        return SchedulerOutput(x, x0) if return_dict else (x, x0)
+        return x, x0
 
     def _move(self, sample, slope, jump, i): return (slope*jump).add_(sample)
 
@@ -204,9 +204,7 @@ class EulerAncestralScheduler(EulerScheduler):
     def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
                  beta_schedule='linear', prediction_type='epsilon', timestep_spacing='linspace',
                  steps_offset=0):
-        if prediction_type == 'sample':
-            raise ValueError("EulerAncestralScheduler has no prediction_type 'sample', nor has "
-                             "diffusers': expected 'epsilon' or 'v_prediction'")
+        _one_of('prediction_type', prediction_type, ('epsilon', 'v_prediction'))
         SigmaScheduler.__init__(self, **settings(locals()))
 
     def _plan(self, ts, s):
@@ -252,10 +250,10 @@ class DPMSolverScheduler(SigmaScheduler):
                  thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.,
                  lower_order_final=True, use_karras_sigmas=False, final_sigmas_type='zero',
                  timestep_spacing='linspace', steps_offset=0):
-        if solver_order not in (1, 2, 3):
-            raise ValueError(f"solver_order is {solver_order!r}, expected 1, 2 or 3")
-        if sample_max_value < 1:
-            raise ValueError(f"sample_max_value is {sample_max_value}, expected 1 or more")
+        whole_number('solver_order', solver_order, 1, 3)
+        check_number('sample_max_value', sample_max_value, lambda v: v >= 1, '1 or more')
+        check_number('dynamic_thresholding_ratio', dynamic_thresholding_ratio,
+                     lambda v: 0 < v <= 1, 'a share, more than 0')
         super().__init__(**settings(locals()))
 
     def _spaced(self, n):
@@ -264,7 +262,7 @@ class DPMSolverScheduler(SigmaScheduler):
             return super()._spaced(n)
         if how == 'linspace':                    # one more, and not the last: that is the end
             return np.linspace(0, T - 1, n + 1).round()[:0:-1].astype(np.int64)
-        if T//(n + 1) == 0:
+        if T//(n + 1) == 0 and not self.config.use_karras_sigmas:
             raise ValueError(f"'leading' has no room for {n} of {T} steps: {T - 1} at most")
         return (np.arange(n + 1)*(T//(n + 1)))[:0:-1] + self.config.steps_offset
 
@@ -304,8 +302,8 @@ class DPMSolverScheduler(SigmaScheduler):
         For the step between the last two levels of `s` (Lu et al. 2022, appendix B)."""
         left, share = 1/math.sqrt(s[-1]**2 + 1), 1 - s[-1]/s[-2]
         now = left*share
-        if order == 1 or s[-1] == s[-2]:
-            return [now]                  # (a step of no length, where the last level is the end)
+        if order == 1 or len(set(s[-order - 1:])) <= order:
+            return [now]     # (or two of the levels are one: as many steps as times, Karras' end)
         h, h0 = math.log(s[-2]/s[-1]), math.log(s[-3]/s[-2])            # steps in -log(sigma)
         if order == 2:
             return [now*(1 + h/h0/2), -now*h/h0/2]
@@ -316,11 +314,8 @@ class DPMSolverScheduler(SigmaScheduler):
         new, old = c1*(1 + r0/(r0 + r1)) + c2/(r0 + r1), -(c1*r0 + c2)/(r0 + r1)
         return [now + new/r0, old/r1 - new/r0, -old/r1]
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        """From one time to the next: `.prev_sample` and `.pred_original_sample`.
-
-        Nothing in it is random: `generator` is not used."""
-        i = self._find(timestep)
+    def _step(self, i, model_output, sample, generator):
+        "From one time to the next. Nothing in it is random: `generator` is not used."
         x0 = self._guess(self._to_x0[i], model_output, sample)
         past = [] if i != self._i or i == 0 else self._past      # another run's don't count
         self._past = [x0, *past][:self.config.solver_order]
@@ -328,5 +323,4 @@ class DPMSolverScheduler(SigmaScheduler):
         order = min(len(self._past), len(self._weights[i]))
         for weight, guess in zip(self._weights[i][order - 1], self._past):
             x.add_(guess, alpha=weight)
-        self._i = i + 1
-        return SchedulerOutput(x, x0) if return_dict else (x, x0)
+        return x, x0

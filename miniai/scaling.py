@@ -12,7 +12,7 @@ import torch
 
 from .data import get_rng, set_rng
 from .learner import Callback, CancelBatch, TrainCB
-from .tensors import to_cpu, to_device
+from .tensors import to_cpu, to_device, whole_number
 
 # %% ../nbs/17_scaling.ipynb #00000016
 class AccumulateCB(Callback):
@@ -23,9 +23,7 @@ class AccumulateCB(Callback):
     order = -20
 
     def __init__(self, n):
-        if n < 1:
-            raise ValueError(f"n is {n}, expected at least 1")
-        self.n = n
+        self.n = whole_number('n', n)
 
     def before_fit(self, learn):
         learn.total_steps = learn.n_epochs*-(-len(learn.dls.train)//self.n)

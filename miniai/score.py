@@ -18,9 +18,11 @@ def add_noise(x, s=None, generator=None) -> tuple:
     `x`: pictures `(n, c, h, w)`. `s`: `(n,)` amounts of noise from 0 (none) to 1 (nothing else);
     drawn evenly if not given. `generator`: on the processor, or PyTorch's global one. Raises
     `ValueError` for amounts outside of [0, 1]."""
-    if s is None:
-        s = torch.rand(len(x), generator=generator).to(x.device)
-    if s.shape != x.shape[:1] or s.min() < 0 or s.max() > 1:
+    if not x.is_floating_point():
+        raise TypeError(f"pictures are floats in [-1, 1], but these are {x.dtype}")
+    s = torch.rand(len(x), generator=generator) if s is None else torch.as_tensor(s)
+    s = s.to(x.device)
+    if s.shape != x.shape[:1] or not (s.min() >= 0 and s.max() <= 1):
         raise ValueError(f"expected one amount of noise from 0 to 1 for each of {len(x)} pictures, "
                          f"but got shape {tuple(s.shape)}, {s.min():.3g} to {s.max():.3g}")
     noise = torch.randn(x.shape, generator=generator).to(x.device, x.dtype)

@@ -9,10 +9,10 @@ __all__ = ['timestep_embedding', 'SelfAttention', 'Downsample', 'Upsample', 'UNe
 import math
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
+from .classifier import HubModel
 from .conv import ResBlock, norm, zero_
 
 # %% ../nbs/22_unet.ipynb #0000000d
@@ -63,7 +63,7 @@ def _level(c_ins, width, emb_dim, **step):
     return nn.ModuleDict(dict(blocks=blocks, **step))
 
 # %% ../nbs/22_unet.ipynb #00000019
-class UNet(nn.Module, PyTorchModelHubMixin):
+class UNet(HubModel):
     """Picture in, picture of the same shape out, told the time, maybe the class: `model(x, t, y)`.
 
     Ronneberger et al. 2015; Ho et al. 2020. Height and width must be multiples of
@@ -76,17 +76,16 @@ class UNet(nn.Module, PyTorchModelHubMixin):
     def __init__(self, in_channels=1, widths=(16, 32), n_blocks=1, emb_dim=64, head_dim=16,
                  sample_size=None, num_classes=None, patch_size=1):
         super().__init__()
-        classes = 1 if num_classes is None else num_classes
-        if min(len(widths), n_blocks, patch_size, classes) < 1:
-            raise ValueError("expected at least one width and 1 or more of the others, but got "
-                             f"{widths=}, {n_blocks=}, {patch_size=}, {num_classes=}")
+        if n_blocks*len(widths) > 64 or sample_size and torch.tensor(sample_size).shape != (2,):
+            raise ValueError("expected at most 64 blocks, and a sample_size (h, w), but got "
+                             f"{n_blocks=} for each of {widths=}, and {sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
         self.num_classes, channels = num_classes, in_channels*patch_size**2
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self._add_levels(list(widths), n_blocks, head_dim)
+        self._add_levels(widths, n_blocks, head_dim)
         last = zero_(nn.Conv2d(widths[0], channels, 3, padding=1))
         self.out = nn.Sequential(norm(widths[0]), nn.SiLU(), last)
         # at the end, so that all else starts the same with classes and without

@@ -320,7 +320,7 @@ def test_weights_of_another_architecture_are_refused(other, tmp_path):
         config = json.loads((tmp_path / 'config.json').read_text())
         config['widths'] = [32, 64]
         (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="don't fit a VAE"):
+    with pytest.raises(ValueError, match="don't fit VAE"):
         A.VAE.from_pretrained(tmp_path)
 
 

@@ -367,3 +367,11 @@ def test_lr_find_on_a_bowl(curvature):
 
     learn = Learner(Bowl(), dls, loss, 1e-3, [DeviceCB(CPU)], torch.optim.SGD)
     assert 0.005 / curvature < lr_find(learn, 1e-5, 100.0, 200).suggestion < 2 / curvature
+
+
+def test_accuracy_broadcasts_nothing():
+    preds, targets = torch.eye(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
+    assert accuracy(preds, targets[:, None]) == accuracy(preds, targets) == 5 / 6
+    for wrong in (targets[:1], torch.eye(6, 3)):
+        with pytest.raises(RuntimeError, match='shape'):
+            accuracy(preds, wrong)

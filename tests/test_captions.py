@@ -226,7 +226,7 @@ def relabelled(values):
 @pytest.mark.parametrize(
     'call,match',
     [
-        (lambda: captioned_digits(size=8), '16 or more'),
+        (lambda: captioned_digits(size=8), 'size is 8'),
         (lambda: captioned_digits(n_train=1, n_test=360 * 504 + 1), 'at most'),
         (lambda: captioned_digits(n_train=0), 'at most'),
         (lambda: colour('teal'), "unknown colour 'teal'.*magenta"),

@@ -220,7 +220,7 @@ def test_every_and_keep(tmp_path):
     assert names() == [f'epoch-00000{i}.ckpt' for i in (6, 7, 8)]
     assert learner([CheckpointCB(tmp_path, resume=True)]).fit(8).n_steps == 40  # nothing left to do
     for bad in (dict(every=0), dict(keep=0)):
-        with pytest.raises(ValueError, match='at least 1'):
+        with pytest.raises(ValueError, match='is 0, expected'):
             CheckpointCB(tmp_path, **bad)
 
 
@@ -381,3 +381,27 @@ def test_persistent_workers_are_refused(tmp_path):
     learn = learner(dls=SimpleNamespace(train=train, valid=None))
     with pytest.raises(ValueError, match='persistent_workers'):
         learn.fit(1, cbs=[CheckpointCB(tmp_path)])
+
+
+def test_a_folder_that_cant_be_written_is_noticed_before_training(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    def fit(folder):
+        learn = learner([CheckpointCB(folder)])
+        with pytest.raises(OSError, match="can't write checkpoints to the folder .*give another"):
+            learn.fit(1)
+        assert learn.n_steps == 0
+
+    (tmp_path / 'file').write_text('mine')
+    fit(tmp_path / 'file')
+    fit(tmp_path / 'file' / 'below')
+    assert (tmp_path / 'file').read_text() == 'mine'
+    monkeypatch.setattr('tempfile.TemporaryFile', fail)
+    fit(tmp_path / 'read-only')
+
+
+@pytest.mark.parametrize('how', [dict(every=2.5), dict(keep=float('nan')), dict(every=True)])
+def test_whole_epochs(how, tmp_path):
+    with pytest.raises(ValueError, match='whole number'):
+        CheckpointCB(tmp_path, **how)

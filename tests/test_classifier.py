@@ -1,13 +1,21 @@
 "Lesson 15: the classifier, augmentation, early stopping."
 
+import inspect
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from miniai.autoencoder import VAE, Autoencoder
 from miniai.callbacks import MetricsCB, accuracy
+from miniai.captions import CaptionJudge
 from miniai.checkpoint import CheckpointCB
 from miniai.classifier import (
     AugmentCB,
@@ -20,6 +28,7 @@ from miniai.classifier import (
 from miniai.data import DataLoaders, TensorLoader, load_digits
 from miniai.learner import Callback, Learner
 from miniai.tensors import set_seed
+from miniai.unet import UNet
 
 quick = settings(deadline=None, derandomize=True, max_examples=50)
 
@@ -265,3 +274,132 @@ def test_early_stopping_goes_on_where_a_checkpoint_was(tmp_path):
     again, _ = stopped(losses, 2, CheckpointCB(tmp_path, resume=True))
     assert len(again.history) == 5
     assert torch.equal(again.model[1].weight, whole.model[1].weight)
+
+
+# ---- settings and files, the same for every model
+
+MODELS = UNet, Classifier, CaptionJudge, Autoencoder, VAE
+
+
+@pytest.mark.parametrize(
+    'cls,plain',
+    [
+        (UNet, dict(in_channels=3, widths=[16, 32], num_classes=5, sample_size=[8, 8])),
+        (Classifier, dict(in_channels=3, num_classes=5, widths=[8, 16], n_features=12)),
+        (CaptionJudge, dict(widths=[2.0, 3.5], slants=[-0.5, 0.25])),
+        (Autoencoder, dict(in_channels=1, widths=[8, 16], n_blocks=[1, 1], scaling_factor=0.5)),
+        (VAE, dict(latent_channels=2, widths=[8, 16], n_blocks=[1, 1], patch=2)),
+    ],
+)
+@pytest.mark.parametrize('kind', [np.array, torch.tensor, lambda v: v])
+def test_settings_of_numpy_and_torch_reach_the_config(cls, plain, kind, tmp_path):
+    model = cls(**{k: kind(v) for k, v in plain.items()}).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    assert plain.items() <= config.items()
+    again = cls.from_pretrained(tmp_path)
+    assert not again.training
+    pairs = zip(model.state_dict().items(), again.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(u, v) for (a, u), (b, v) in pairs)
+    again.save_pretrained(tmp_path / 'b')
+    assert json.loads((tmp_path / 'b' / 'config.json').read_text()) == config
+    assert list(inspect.signature(cls).parameters) == list(config) or set(config) == set(
+        inspect.signature(cls).parameters
+    )
+
+
+BAD_WIDTHS = ([10**9], [math.nan], [-16], [0], [True], ['16'], [2.5], [16.0], [[16]], [], 16, None,
+              'ab')  # fmt: skip
+BAD_NUMBERS = 10**9, 10**30, math.nan, -1, 0, True, '1', 2.5, 1.0, [1], None
+
+
+@pytest.mark.parametrize(
+    'cls,name,value',
+    [
+        *((cls, 'widths', v) for cls in (UNet, Classifier, Autoencoder) for v in BAD_WIDTHS),
+        *((cls, 'in_channels', v) for cls in (UNet, Classifier, VAE) for v in BAD_NUMBERS),
+        *((UNet, k, 10**9) for k in ('n_blocks', 'emb_dim', 'num_classes', 'patch_size')),
+        *((UNet, 'sample_size', v) for v in (8, [8], [8, 8, 8], [0, 8], 'ab')),
+        (UNet, 'n_blocks', 1000),
+        *((CaptionJudge, 'widths', v) for v in ([1.0], [3.0, 2.0], [math.nan, 1.0], [1, 2, 3], 2)),
+        *((VAE, 'scaling_factor', v) for v in (math.nan, 0, -1, math.inf, 'x', [1], None)),
+    ],
+)
+def test_settings_that_cant_be_meant(cls, name, value, tmp_path):
+    with pytest.raises((ValueError, TypeError)) as e:
+        cls(**{name: value})
+    assert len(str(e.value)) < 300
+    (tmp_path / 'config.json').write_text(json.dumps({name: value}))
+    with pytest.raises(ValueError, match="don't fit") as e:
+        cls.from_pretrained(tmp_path)  # before memory is taken, before the weights are looked for
+    assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 300
+
+
+def damage(folder, how):
+    config, weights = folder / 'config.json', folder / 'model.safetensors'
+    tensors = load_file(weights)
+    last = sorted(k for k in tensors if k.endswith('weight'))[-1]
+    if how == 'missing':
+        del tensors[last]
+    if how == 'foreign':
+        tensors['foo'] = torch.zeros(3)
+    if how == 'shape':
+        tensors[last] = torch.zeros(7, 7)
+    if how == 'all foreign':
+        tensors = {f'w{i}': torch.zeros(1) for i in range(500)}
+    save_file(tensors, weights)
+    if how == 'unknown':
+        config.write_text(json.dumps({**json.loads(config.read_text()), 'foo': 1}))
+    if how in ('{', '[1]', '1'):
+        config.write_text(how)
+    if how == 'cut':
+        weights.write_bytes(weights.read_bytes()[:-9])
+    return last
+
+
+HOW = dict(missing='Missing.*{}', foreign='Unexpected.*foo', shape='{}.*7, 7', unknown='foo',
+           cut='header') | {k: "don't fit" for k in ('all foreign', '{', '[1]', '1')}  # fmt: skip
+
+
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('how', HOW)
+def test_files_that_dont_fit_are_named(cls, how, tmp_path):
+    cls().save_pretrained(tmp_path)
+    last = damage(tmp_path, how)
+    with pytest.raises(ValueError, match=HOW[how].format(last)) as e:
+        cls.from_pretrained(tmp_path)
+    assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 400
+
+
+def test_files_that_arent_there(tmp_path):
+    for name in ('model.safetensors', 'config.json'):
+        Classifier().save_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(FileNotFoundError, match=name):
+            Classifier.from_pretrained(tmp_path)
+    for name in (tmp_path / 'none', 'none', 'nobody/none'):
+        with pytest.raises(FileNotFoundError, match='no folder'):
+            Classifier.from_pretrained(name)
+
+
+def test_a_loaded_model_keeps_its_numbers_when_the_file_changes(tmp_path):
+    net = Classifier().eval()
+    net.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    (tmp_path / 'model.safetensors').write_bytes(b'')
+    x = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(again(x), net(x)) and all(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: EarlyStopCB(0),
+        lambda: EarlyStopCB(2.5),
+        lambda: train_classifier(loaders(), 3, n_epochs=-1),
+        lambda: train_classifier(loaders(), 3, n_epochs=2.5),
+    ],
+)
+def test_numbers_that_arent_whole(call):
+    with pytest.raises(ValueError, match='whole number'):
+        call()

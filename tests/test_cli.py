@@ -71,7 +71,9 @@ def test_demo_writes_what_it_promises(trained):
     assert model(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
     for word in ('FID', 'floor', 'copy check', 'images/s', '1,440 new', 'classifier'):
         assert word in text
-    assert '\r' not in text and len(text.splitlines()) < 40    # no bar where there's no terminal
+    # no bar where there's no terminal; beside it, a line for every two seconds without another
+    lines = [line for line in text.splitlines() if not line.startswith('...')]
+    assert '\r' not in text and len(lines) < 40
 
 
 def test_sample_draws_the_same_for_the_same_seed(trained):
@@ -100,8 +102,18 @@ MISTAKES = {
     'sample nowhere': 'no saved model',
     'sample damaged': "can't be read as a model",
     'sample foreign': "can't be read as a model",
-    'sample MODEL --steps 0': '1 to 1000',
-    'sample MODEL --steps 1001': '1 to 1000',
+    'sample nan': 'its weights hold NaN',
+    'sample sizeless': 'no sample_size',
+    'sample guide-damaged': "can't be read as a model",
+    'sample guide-foreign': "can't be read as a model",
+    'sample guide-empty': "can't be read as a model",
+    'sample guide-half': "can't be read as a model",
+    'sample guide-file': "can't be read as a model",
+    'sample guide-nan': 'its weights hold NaN',
+    'sample guide-colour': 'takes pictures (n, 3, h, w)',
+    'sample flow': "can't be read as a model",
+    'sample MODEL --steps 0': '1 to 1,000',
+    'sample MODEL --steps 1001': '1 to 1,000',
     'sample MODEL --n 0': 'not more than 0',
     'sample MODEL --out x.txt': 'picture file',
     'sample MODEL --out folder.png': 'is a folder',
@@ -132,6 +144,25 @@ def decoys(trained, tmp_path_factory):
     (top/'damaged'/'model.safetensors').write_bytes(b'not a model')
     from safetensors.torch import save_file
     save_file({'weight': torch.zeros(3)}, top/'foreign'/'model.safetensors')
+    model = trained[0]/'demo'/'model'
+    def copy(name): return Path(shutil.copytree(model, top/name))
+
+    for folder in (copy('nan'), copy('guide-nan')/'guide'):
+        net = UNet.from_pretrained(folder)
+        torch.nn.init.constant_(net.stem.weight, torch.nan)
+        net.save_pretrained(folder)
+    sizeless = copy('sizeless')/'config.json'
+    sizeless.write_text(sizeless.read_text().replace('"sample_size"', '"simple_size"'))
+    UNet(3).save_pretrained(copy('guide-colour')/'guide')
+    (copy('guide-damaged')/'guide'/'model.safetensors').write_bytes(b'not a model')
+    save_file({'weight': torch.zeros(3)}, copy('guide-foreign')/'guide'/'model.safetensors')
+    (copy('guide-half')/'guide'/'model.safetensors').unlink()
+    for name in ('guide-empty', 'guide-file'):
+        shutil.rmtree(copy(name)/'guide')
+    (top/'guide-empty'/'guide').mkdir()
+    (top/'guide-file'/'guide').write_text('a file')
+    (copy('flow')/'scheduler_config.json').write_text(
+        '{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}')
     return top
 
 
@@ -165,6 +196,32 @@ def test_an_error_nobody_foresaw_costs_one_line_too(monkeypatch, capsys):
     assert capsys.readouterr().err == "miniai: KeyError: 'what' (--debug shows more)\n"
     with pytest.raises(KeyError):
         cli.main(['demo', '--debug'])
+
+
+def test_many_pictures_are_drawn_in_batches_with_a_word_on_each(trained, tmp_path):
+    code, text = run('sample', trained[0]/'demo'/'model', '--n', 9000, '--steps', 1, cwd=tmp_path)
+    assert code == 0 and '4,096 of 9,000 drawn' in text and '9,000 of 9,000 drawn' in text, text
+    sheet = Image.open(tmp_path/'samples.png')                    # no larger than others can open
+    assert 9000*64 < sheet.size[0]*sheet.size[1] < 2**26*1.1
+
+
+def test_work_without_a_word_says_that_it_goes_on(monkeypatch, capsys):
+    def silent(**kwargs): time.sleep(5)
+
+    monkeypatch.setattr(D, 'demo', silent)
+    before = sys.stdout
+    assert cli.main(['demo']) == 0 and sys.stdout is before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith('... ') and line.endswith(' s') for line in lines)
+
+    def talking(**kwargs):
+        for _ in range(10):
+            print('word')
+            time.sleep(0.3)
+
+    monkeypatch.setattr(D, 'demo', talking)
+    assert cli.main(['demo']) == 0
+    assert capsys.readouterr().out.split().count('word') == 10
 
 
 def test_help_imports_nothing_heavy():

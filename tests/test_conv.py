@@ -119,3 +119,18 @@ def test_names_that_shipped_weights_use():
 def test_norm_has_groups_that_divide(width, groups):
     assert norm(width).num_groups == groups
     assert zero_(norm(width)).weight.abs().sum() == 0
+
+
+@pytest.mark.parametrize('f', [conv2d, conv_transpose2d])
+@pytest.mark.parametrize('kernel', [(3, 5), (5, 3), (1, 2)])
+def test_kernels_that_arent_square_are_refused(f, kernel):
+    with pytest.raises(ValueError, match='square'):
+        f(torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, *kernel))
+
+
+def test_nothing_is_broadcast_or_cut_off():
+    x, weight = torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 3, 3)
+    with pytest.raises(RuntimeError):
+        conv2d(x, weight, torch.ones(1))
+    with pytest.raises(ValueError, match='fit'):
+        conv2d(x, weight, padding=-1)

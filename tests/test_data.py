@@ -2,6 +2,7 @@
 
 import io
 import os
+import uuid
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_split_folders_with_classes(tmp_path):
 
 def test_one_picture_alone_and_a_test_folder_alone(tmp_path):
     save(tmp_path / 'one' / '0.png')
-    with pytest.raises(ValueError, match='one picture'):
+    with pytest.raises(ValueError, match='give two'):
         load_images(tmp_path / 'one')
     save(tmp_path / 'b' / 'test' / '0.png')
     with pytest.raises(ValueError, match="'train' and 'test'.*found"):
@@ -232,11 +233,11 @@ def test_a_turned_photograph_is_put_upright():
 @pytest.mark.parametrize(
     'call,match',
     [
-        (lambda: load_digits(4), '8 or more'),
+        (lambda: load_digits(4), 'size is 4'),
         (lambda: images_to_tensor([]), 'empty'),
         (lambda: images_to_tensor([Image.new('L', (8, 8))], channels=2), 'channels'),
         (lambda: TensorLoader(torch.zeros(3), torch.zeros(4)), 'equal lengths'),
-        (lambda: TensorLoader(torch.zeros(3), batch_size=0), 'at least 1'),
+        (lambda: TensorLoader(torch.zeros(3), batch_size=0), 'batch_size is 0'),
         (lambda: DataLoaders.from_dataset({'train': None}), 'train'),
         (lambda: DataLoaders.from_dataset(torch.zeros(60_000, 8, 8)), 'dict.*a Tensor'),
         (lambda: held_out_split({'a': 0, 'b': 1}), "found \\['a', 'b'\\]"),
@@ -327,3 +328,105 @@ def test_test_pictures_without_labels_leave_the_labels_for_training():
     dd = {**DIGITS, 'test': DIGITS['test'].remove_columns('label')}
     dls = DataLoaders.from_dataset(dd, device='cpu')
     assert (dls.test.tensors[1] == -1).all() and dls.train.tensors[1].max() == 9
+
+
+# files and labels as people have them
+
+
+def classes(folder, name='{}.png', n=6):
+    for i in range(n):
+        save(folder / 'ab'[i % 2] / name.format(i), 10 * i)
+    return folder
+
+
+WANTED = {10 * i: 'ab'[i % 2] for i in range(6)}
+
+
+def clutter(folder):
+    for name in ('.DS_Store', 'a/.DS_Store', 'a/Thumbs.db', 'a/._0.png', 'readme.txt', 'x.json'):
+        (folder / name).write_bytes(b'\0')
+    save(folder / '.ipynb_checkpoints' / '0.png', 200)
+    (folder / 'empty').mkdir()
+
+
+ODD_FOLDERS = dict(
+    plain=classes,
+    upper_case=lambda f: classes(f, '{}.PNG'),
+    jpeg=lambda f: classes(f, '{}.JPG'),
+    not_ascii=lambda f: classes(f / 'ü 日本', 'ö {}.png'),
+    clutter=lambda f: (classes(f), clutter(f)),
+    a_loop=lambda f: (classes(f), (f / 'a' / 'loop').symlink_to(f)),
+    to_nowhere=lambda f: (classes(f), (f / 'a' / 'z.png').symlink_to('/nowhere.png')),
+    two_words=lambda f: classes(f / 'my pictures'),
+)
+
+
+@pytest.mark.parametrize('how', ODD_FOLDERS)
+def test_folders_as_people_have_them(tmp_path, how):
+    ODD_FOLDERS[how](tmp_path)
+    inner = [p for p in tmp_path.iterdir() if p.name in ('ü 日本', 'my pictures')]
+    assert label_of_each_picture(load_images((inner or [tmp_path])[0])) == WANTED
+
+
+def test_same_names_in_two_classes(tmp_path):
+    for i in range(6):
+        save(tmp_path / 'ab'[i % 2] / f'{i // 2}.png', 10 * i)
+    assert label_of_each_picture(load_images(tmp_path)) == WANTED
+
+
+ROWS = 'file_name,label\n' + ''.join(f'{i}.png,{"ab"[i % 2]}\n' for i in range(6))
+ODD_TABLES = dict(
+    plain=ROWS,
+    windows=ROWS.replace('\n', '\r\n'),
+    byte_order_mark='\ufeff' + ROWS,
+    empty_lines=ROWS.replace('\n', '\n\n'),
+    spaces=ROWS.replace(',', ', '),
+    a_space_behind=ROWS.replace('2.png,a', '2.png,a '),
+    upper_case=ROWS.replace('label', 'Label'),
+    another_name=ROWS.replace('label', 'class'),
+)
+
+
+@pytest.mark.parametrize('how', ODD_TABLES)
+def test_tables_as_people_have_them(tmp_path, how):
+    for i in range(6):
+        save(tmp_path / f'{i}.png', 10 * i)
+    (tmp_path / 'metadata.csv').write_bytes(ODD_TABLES[how].encode())
+    assert label_of_each_picture(load_images(tmp_path)) == WANTED
+
+
+@pytest.mark.parametrize(
+    'labels', [[-1, 1], [0.12345678901, 0.12345678902], [2**60, 2**60 + 1]], ids=str
+)
+def test_labels_that_are_easily_mixed_up(tmp_path, labels):
+    dd = load_images(folder_with_labels(tmp_path / 'x', labels * 3))
+    assert dd['train'].features['label'].names == [str(v) for v in labels]
+    assert label_of_each_picture(dd) == dict(enumerate([str(v) for v in labels] * 3))
+
+
+def test_a_name_isnt_answered_by_another_folder_of_that_name(tmp_path, monkeypatch):
+    name = f'photos-{uuid.uuid4()}'
+    load_images(classes(tmp_path / 'somewhere' / name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MINIAI_DATA', raising=False)
+    with pytest.raises(FileNotFoundError, match=name):
+        load_images(name)
+
+
+@pytest.mark.parametrize('value', [0, -3, 2.5, True, '8', float('nan'), (8, 8), 10**6], ids=str)
+def test_sizes_and_batches_are_whole_numbers(value):
+    ims = [Image.new('L', (8, 8))]
+    with pytest.raises(ValueError, match='size is .*whole number'):
+        images_to_tensor(ims, size=value)
+    if value != 10**6:
+        with pytest.raises(ValueError, match='batch_size is .*whole number'):
+            TensorLoader(torch.zeros(3), batch_size=value)
+
+
+@pytest.mark.parametrize('share', [0, 1, 2.5, -1, 3, float('nan')])
+def test_shares_are_between_0_and_1(tiny_pictures, share):
+    with pytest.raises(ValueError, match='a share between 0 and 1'):
+        load_images(tiny_pictures, test_size=share)
+    if share:
+        with pytest.raises(ValueError, match=f'valid_size is {share}'):
+            DataLoaders.from_dataset(DIGITS, valid_size=share)

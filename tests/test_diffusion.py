@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler as TheirDDIM
@@ -13,8 +15,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from miniai.data import DataLoaders, TensorLoader
-from miniai.diffusion import DiffusionCB, diffusion_learner, sample
+from miniai.diffusion import DiffusionCB, diffusion_learner, sample, sample_batches
 from miniai.learner import Callback
+from miniai.momentum import MomentumScheduler
+from miniai.samplers import (
+    DDIMScheduler,
+    DPMSolverScheduler,
+    EulerAncestralScheduler,
+    EulerScheduler,
+    HeunScheduler,
+)
 from miniai.schedulers import DDPMScheduler, randn
 from miniai.tensors import set_seed
 from miniai.unet import UNet
@@ -143,7 +153,7 @@ def test_generators_that_do_not_fit_are_refused_at_once(generator, error, words,
         sample(never, DDPMScheduler(), start, 5, generator)
 
 
-@pytest.mark.parametrize('shape', [(0, 1, 8, 8), (2, 1, -8, 8), (2, 1, 8.0, 8)])
+@pytest.mark.parametrize('shape', [(0, 1, 8, 8), (2, 1, -8, 8), (2, 1, 8.0, 8), ()])
 def test_a_shape_that_is_none_is_refused(shape):
     with pytest.raises(ValueError, match='positive whole numbers'):
         sample(lambda x, t: x, DDPMScheduler(), shape, 5)
@@ -176,6 +186,125 @@ def test_sampling_leaves_each_module_in_its_mode():
     with pytest.raises(ValueError):
         sample(m, DDPMScheduler(), (1, 1, 8, 8), 3, callback=lambda *a: int('x'))
     assert m.training and m.a.training and not m.b.training
+
+
+# --- precision ---
+ALL = [
+    DDPMScheduler, DDIMScheduler, EulerScheduler, EulerAncestralScheduler, HeunScheduler,
+    DPMSolverScheduler, MomentumScheduler, TheirDDPM, TheirDDIM, diffusers.EulerDiscreteScheduler,
+    diffusers.DPMSolverMultistepScheduler,
+]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('make', ALL, ids=lambda c: f"{c.__module__.split('.')[0]}-{c.__name__}")
+def test_a_model_of_any_precision_draws_what_it_draws_in_single(model, make, dtype):
+    "It's asked in its own precision; pictures and steps are in single precision or finer."
+    start = torch.randn(2, 1, 8, 8, generator=seeded(0))
+    kw = dict(prediction_type='v_prediction')
+    other, asked = copy.deepcopy(model).to(dtype), set()
+    other.register_forward_pre_hook(lambda m, args: asked.add(args[0].dtype))
+    scale = make(**kw).init_noise_sigma
+    want = sample(model, make(**kw), start*float(scale), 30, seeded(1))
+    got = sample(other, make(**kw), start*float(scale), 30, seeded(1))
+    assert asked == {dtype} and got.dtype == torch.promote_types(dtype, torch.float32)
+    noisy = 'DDPM' in make.__name__ or 'Ancestral' in make.__name__
+    if dtype != torch.float64 or not noisy:         # (doubles are drawn from other random bits)
+        # what a half rounds off in each answer, added up
+        assert (got - want).abs().mean() < 60*torch.finfo(dtype).eps + 1e-3
+    free = sample(other, make(**kw), (2, 1, 8, 8), 5, seeded(1))
+    assert free.dtype == got.dtype and free.isfinite().all()
+
+
+def test_a_thousand_small_steps_are_not_lost_in_half_precision():
+    "A picture kept in a half would stay where it is, when steps are smaller than its rounding."
+    s = DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type='sample')
+    kind = nn.Linear(1, 1).to(torch.bfloat16)       # for its weights' precision
+    answer = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    kind.forward = lambda x, t: answer.to(x.dtype).expand_as(x)
+    end = sample(kind, s, (4, 1, 8, 8), 1000, seeded(0))
+    assert end.dtype == torch.float32 and (end - answer).abs().max() < 0.01
+
+
+def test_a_function_is_asked_in_the_precision_of_the_start():
+    asked = []
+
+    def net(x, t):
+        asked.append(x.dtype)
+        return x
+
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        end = sample(net, DDPMScheduler(), torch.zeros(1, 1, 4, 4, dtype=dtype), 2, seeded(0))
+        assert asked[-1] == dtype and end.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize('start', [
+    torch.zeros(1, 1, 8, 8, dtype=torch.long), torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+    torch.full((1, 1, 8, 8), torch.nan), torch.full((1, 1, 8, 8), torch.inf),
+])
+def test_a_start_that_is_no_picture_is_refused(start):
+    with pytest.raises(ValueError, match='must be finite floats'):
+        sample(lambda x, t: x, DDPMScheduler(), start, 2)
+
+
+# --- many pictures ---
+@pytest.mark.parametrize('n, size, sizes', [
+    (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 4, [3]), (1, 1, [1]),
+])
+def test_many_are_drawn_in_batches(model, capsys, n, size, sizes):
+    gens = generators(range(n))
+    batches = list(sample_batches(model, DDPMScheduler(), (n, 1, 8, 8), 3, gens, batch_size=size))
+    assert [len(x) for x in batches] == sizes
+    whole = sample(model, DDPMScheduler(), (n, 1, 8, 8), 3, generators(range(n)))
+    assert torch.allclose(torch.cat(batches), whole, atol=2e-3)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == (len(sizes) if len(sizes) > 1 else 0)
+    assert len(sizes) == 1 or said[-1] == f'{n} of {n} drawn'
+
+
+def test_one_generator_for_all_batches_draws_no_picture_twice(model):
+    draw = sample_batches(model, DDPMScheduler(), (6, 1, 8, 8), 3, seeded(0), batch_size=3)
+    a, b = draw
+    assert (a - b).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize('shape, most', [
+    ((10**9, 1, 8, 8), 4096), ((10**9, 3, 64, 64), 64), ((10**9, 1, 600, 600), 1),
+])
+def test_a_batch_is_bounded_however_many_there_are(shape, most):
+    seen = []
+
+    def net(x, t):
+        seen.append(len(x))
+        return x
+
+    first = next(sample_batches(net, DDPMScheduler(), shape, 1))
+    assert seen == [most] == [len(first)]
+
+
+# --- what a model is trained on ---
+@pytest.mark.parametrize('make', [c for c in ALL if c.__module__.startswith('miniai')])
+@pytest.mark.parametrize('kind', ['epsilon', 'v_prediction'])
+def test_every_scheduler_trains_on_pictures_of_variance_one(make, kind):
+    """Against the closed form; and what a sampler asks the model at, it was trained on.
+
+    Samplers that count in sigma add noise without scaling: a model saw numbers up to 157."""
+    scheduler, dls = make(prediction_type=kind, beta_start=1e-4, beta_end=0.02), toys()
+    scheduler.set_timesteps(7)                      # as after drawing in the middle of a training
+    cb, x0 = DiffusionCB(scheduler), dls.train.tensors[0]
+    learn = SimpleNamespace(batch=(x0, None), i=0, training=True, model=None)
+    torch.manual_seed(0)
+    cb.before_batch(learn)
+    (x_t, t), target = learn.batch
+    a = TheirDDPM().alphas_cumprod[t].view(-1, 1, 1, 1)
+    noise = target if kind == 'epsilon' else (1 - a).sqrt()*x_t + a.sqrt()*target
+    assert torch.allclose(x_t, a.sqrt()*x0 + (1 - a).sqrt()*noise, atol=1e-4)
+    assert 0.5 < x_t[t > 900].var() < 2
+    at = scheduler.timesteps[scheduler.order:][:1]
+    if at == at.round():
+        start = scheduler.add_noise(x0[:1], noise[:1], at)
+        seen = scheduler.scale_model_input(start, at[0])
+        assert torch.allclose(seen, scheduler.noisy(x0[:1], noise[:1], at.long()), atol=1e-3)
 
 
 # --- the U-Net's classes and patches ---
@@ -371,7 +500,7 @@ def test_conditional_training_is_refused_where_it_cannot_be():
         make(UNet(widths=(16,), num_classes=3), toys(labels=False), 0.1).fit(1)
     with pytest.raises(ValueError, match='run from 0 to 2'):
         make(UNet(widths=(16,), num_classes=2), toys(), 0.1).fit(1)
-    for drop in (-0.1, 1.5):
+    for drop in (-0.1, 1.5, float('nan'), True, '0.1'):
         with pytest.raises(ValueError, match='share from 0 to 1'):
             DiffusionCB(DDPMScheduler(), drop)
 

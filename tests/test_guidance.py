@@ -411,6 +411,10 @@ def test_models_that_take_no_wishes():
     [
         (dict(scale=math.nan), 'finite'),
         (dict(scale=math.inf), 'finite'),
+        (dict(scale='2'), 'finite'),
+        (dict(scale=None), 'finite'),
+        (dict(rescale=math.nan), 'share from 0 to 1'),
+        (dict(interval=(math.nan, 500)), 'interval'),
         (dict(rescale=1.5), 'share from 0 to 1'),
         (dict(rescale=-0.1), 'share from 0 to 1'),
         (dict(interval=(700, 200)), 'interval'),

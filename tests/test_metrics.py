@@ -1,4 +1,4 @@
-"""FID, KID and the report against independent formulas, on streams, and on bad input."""
+"""FID, KID, precision, recall and the report against other formulas, on streams, on bad input."""
 
 import math
 import subprocess
@@ -19,10 +19,11 @@ from miniai.metrics import (
     ImageEval,
     Reservoir,
     fid,
-    fid_interval,
     kid,
     mmd,
     nearest_distance,
+    precision_recall,
+    with_floor,
 )
 
 
@@ -235,31 +236,88 @@ def test_kid_of_different_sets_is_the_kernels_true_distance():
     assert abs(value - exact) < 4 * err < 0.2 * exact
 
 
-# --- how sure
+# --- precision and recall
 
 
-def test_interval_holds_the_known_distance_and_the_correction_has_no_bias():
-    d, shift, gen = 8, 0.3, torch.Generator().manual_seed(0)
-    true, held, values, raw = d * shift**2, [], [], []
-    for i in range(60):
-        a, b = torch.randn(200, d, generator=gen) + shift, torch.randn(600, d, generator=gen)
-        value, low, high = fid_interval(
-            a, b, 0.9, n_boot=60, generator=torch.Generator().manual_seed(i)
-        )
-        assert low < value < high
-        held.append(low < true < high)
-        values.append(value)
-        raw.append(fid(a, b))
-    assert 0.78 <= np.mean(held) <= 0.99  # 90%, counted 60 times
-    assert abs(np.mean(values) - true) < 4 * np.std(values) / 60**0.5  # no bias to be seen ...
-    assert np.mean(raw) - true > 4 * np.std(raw) / 60**0.5  # ... where the plain figure has one
+def shares_by_loops(real, new, k):
+    "As the paper has it (eqs. 1 and 2), one point at a time."
+
+    def covered(points, centres):
+        radii = [sorted(math.dist(c, o) for o in centres)[k] for c in centres]
+        hits = [any(math.dist(p, c) <= r for c, r in zip(centres, radii)) for p in points]
+        return sum(hits) / len(hits)
+
+    return covered(new, real), covered(real, new)
 
 
-def test_same_input_same_interval():
-    a, b = features(80, 90, 4)
-    assert fid_interval(a, b, n_boot=20) == fid_interval(a, b, n_boot=20)
-    wide, narrow = (fid_interval(a, b, level, n_boot=200) for level in (0.99, 0.5))
-    assert wide[1] < narrow[1] < narrow[2] < wide[2]
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(6, 25), st.integers(6, 25), st.integers(1, 5), st.integers(0, 10**6))
+def test_precision_and_recall_equal_the_loops(n, m, d, seed):
+    real, new = features(n, m, d, seed)
+    new[:2] = real[:2]  # copies: at distance 0 exactly
+    for k in (1, 3, 5):
+        assert precision_recall(real, new, k) == shares_by_loops(real.tolist(), new.tolist(), k)
+
+
+def test_precision_and_recall_of_more_rows_than_one_chunk():
+    gen = torch.Generator().manual_seed(0)
+    real, new = torch.randn(1100, 3, generator=gen), torch.randn(2100, 3, generator=gen) * 1.5
+    real, new = real.double(), new.double()
+
+    def covered(points, centres):
+        balls = torch.cdist(centres, centres).sort(1).values[:, 3]
+        return (torch.cdist(points, centres) <= balls).any(1).double().mean().item()
+
+    expected = covered(new, real), covered(real, new)
+    assert precision_recall(real, new) == pytest.approx(expected, abs=1e-3)
+
+
+def test_precision_and_recall_of_known_cases():
+    gen = torch.Generator().manual_seed(0)
+    real = torch.randn(200, 4, generator=gen)
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, real + 100) == (0, 0)
+    assert precision_recall(real, real[:1].repeat(50, 1)) == (1, 1 / 200)  # one picture only
+    two = torch.cat([real, real + 100])
+    assert precision_recall(two, real) == (1, 0.5)  # half is missing
+    assert precision_recall(real, two) == (0.5, 1)  # half isn't real
+
+
+# --- the floor
+
+
+def test_the_floor_is_disjoint_of_equal_n_and_has_the_same_reference():
+    real, new, seen = torch.arange(50), torch.arange(100, 130), []
+    found = with_floor(lambda ref, rows: seen.append((ref, rows)) or len(seen), new, real, 12, 5)
+    for (ref, drawn), (same, floor) in zip(seen[::2], seen[1::2]):
+        assert torch.equal(ref, same) and len(drawn) == len(floor) == 12
+        assert sorted([*ref.tolist(), *floor.tolist()]) == real.tolist()  # nothing twice
+        assert len(drawn.unique()) == 12 and drawn.min() >= 100
+    assert len({tuple(ref.tolist()) for ref, _ in seen}) == 5
+    assert [v.tolist() for v in found] == [[1, 3, 5, 7, 9], [2, 4, 6, 8, 10]]
+
+
+def test_samples_as_good_as_real_ones_are_on_the_floor():
+    # stand-ins for pictures, so that new real ones can be drawn; sure to a few standard errors
+    gen = torch.Generator().manual_seed(0)
+    differences = []
+    for _ in range(20):
+        new, real = torch.randn(2, 400, 6, generator=gen, dtype=torch.float64)
+        figures = [
+            [v.mean(0) for v in with_floor(metric, new, real, n, 10, gen)]
+            for metric, n in ((fid, 80), (precision_recall, 200))
+        ]
+        differences.append(torch.cat([(a - b).reshape(-1) for a, b in figures]))
+    differences = torch.stack(differences)
+    assert (differences.mean(0).abs() < 4 * differences.std(0) / 20**0.5).all()
+
+
+def test_several_figures_and_the_same_generator():
+    a, b = features(60, 90, 3)
+    new, floor = with_floor(precision_recall, a, b, 40, 7)
+    assert new.shape == floor.shape == (7, 2) and new.dtype == torch.float64
+    again = with_floor(precision_recall, a, b, 40, 7, torch.Generator().manual_seed(0))
+    assert torch.equal(again[0], new) and torch.equal(again[1], floor)
 
 
 # --- the copy check
@@ -273,6 +331,17 @@ def test_nearest_distance_equals_the_loop_and_finds_exact_copies():
     )
     assert torch.allclose(nearest_distance(x, train), loop, rtol=1e-5)
     assert (nearest_distance(train[:7], train) == 0).all()
+
+
+@pytest.mark.parametrize('copied,low,high', [(0, 0, 0.09), (0.1, 0.1, 0.2), (0.25, 0.25, 0.35)])
+def test_partial_copying_shows(copied, low, high):
+    ev = ImageEval(None, pictures(500), pictures(300, 1))
+    new = pictures(300, 2)
+    new[: round(300 * copied)] = ev.train[: round(300 * copied)]
+    m = ev.measure(new)
+    assert low <= m['copy'] <= high and m['real_copy'] == pytest.approx(0.05)
+    assert m['copy_std'] == pytest.approx((0.05 * 0.95 * 2 / 300) ** 0.5)
+    assert (m['copy'] > 0.05 + 2.5 * m['copy_std']) == (copied > 0)
 
 
 # --- the report
@@ -290,56 +359,61 @@ def ev():
     )
 
 
+def same(a, b):
+    "Whether two measurements agree but for rounding."
+    return a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=1e-5) for k in a)
+
+
 def test_a_stream_gives_the_figures_of_the_whole(ev):
     x = pictures(250, 2)
     whole = ev.measure(x)
     for cut in (1, 33, 100, 249):
-        assert ev.measure(x.split(cut)) == whole
-    assert ev.measure(iter(x.split(50))) == whole
+        assert same(ev.measure(x.split(cut)), whole)
+    assert same(ev.measure(iter(x.split(50))), whole)
     f = ev.features(x)
     assert whole['n'] == 250 and whole['kept'] == 150 and whole['group'] == 100
-    assert whole['fid_train'] == pytest.approx(fid(f, ev.f_train), rel=1e-9) and whole[
-        'fid_held_out'
-    ] == pytest.approx(fid(f, ev.f_held), rel=1e-9)
-    groups = [fid(f[:100], ev.f_train), fid(f[100:200], ev.f_train)]
-    assert whole['fid'] == pytest.approx(np.mean(groups), rel=1e-6) and whole[
-        'fid_std'
-    ] == pytest.approx(np.std(groups, ddof=1), rel=1e-5)
+    assert whole['fid_train'] == pytest.approx(fid(f, ev.f_train), rel=1e-9)
+    assert whole['fid_held_out'] == pytest.approx(fid(f, ev.f_held), rel=1e-9)
 
 
-def test_figures_of_a_small_sample_are_those_of_the_functions(ev):
-    x = pictures(90, 3)
-    m = ev.measure(x)
-    assert m['kept'] == m['group'] == 90 and math.isnan(m['fid_std'])
-    assert m['kid'] == kid(ev.features(x).double(), ev.f_train) and m['copy'] == pytest.approx(
-        nearest_distance(x, ev.train).median().item()
-    )
-    assert m['fid_interval'] == fid_interval(ev.features(x), ev.f_train) and m[
-        'fid'
-    ] == pytest.approx(m['fid_train'])
-    assert m['real_split'] == fid(ev.f_held, ev.f_train) and m['real_fid'] == pytest.approx(
-        ev.floors.mean().item()
-    )
+def test_figures_are_those_of_the_functions(ev):
+    for n in (90, 140):
+        x = pictures(n, 3)
+        m, f, real = ev.measure(x), ev.features(x).double(), torch.cat([ev.f_train, ev.f_held])
+        assert m['kept'] == n and m['group'] == min(n, 100)
+        for side, v in zip(('', 'real_'), with_floor(fid, f, real, min(n, 100))):
+            assert m[f'{side}fid'] == pytest.approx(v.mean().item())
+            assert m[f'{side}fid_std'] == pytest.approx(v.std().item())
+        for side, v in zip(('', 'real_'), with_floor(precision_recall, f, ev.f_held, 50)):
+            assert [m[f'{side}precision'], m[f'{side}recall']] == pytest.approx(v.mean(0).tolist())
+            assert m[f'{side}recall_std'] == pytest.approx(v[:, 1].std().item())
+        assert m['kid'] == kid(f, ev.f_train)
+        assert m['real_split'] == fid(ev.f_held, ev.f_train)
+        assert ev.real['fid'] == pytest.approx(ev.measure(pictures(100, 5))['real_fid'], rel=0.3)
 
 
 def test_the_report_prints_its_figures(ev, capsys):
     m = ev.report(pictures(250, 2).split(100))
+    short = capsys.readouterr().out
+    ev.report(pictures(250, 2), verbose=True)
     out = capsys.readouterr().out
-    assert (
-        '250 new pictures; real: 300 train rows, 100 held-out rows; seen through six numbers' in out
-        and '150 of the new pictures' in out
-    )
-    for key in ('fid_train', 'fid_held_out', 'copy', 'real_copy', 'real_split'):
+    for words in (
+        '250 new pictures; real: 300 train, 100 held out; seen through six numbers',
+        '150 of the new pictures',
+    ):
+        assert words in short and words in out
+    assert len(short.splitlines()) == 7 and len(out.splitlines()) == 10
+    for key in ('fid', 'real_fid', 'precision', 'real_recall', 'copy'):
+        assert f'{m[key]:.2f}' in short
+    for key in ('fid_train', 'fid_held_out', 'real_split'):
         assert f'{m[key]:.2f}' in out
     assert len({len(line) for line in out.splitlines()[1:-1]}) == 1  # the columns line up
 
 
-def test_wide_features_have_no_interval_but_all_else(capsys):
-    few = ImageEval(None, pictures(40), pictures(20, 1))
-    m = few.report(pictures(20, 2))
-    assert (
-        math.isnan(m['fid_interval'][0]) and m['fid'] > 0 and 'too few' in capsys.readouterr().out
-    )
+def test_eight_wide_pictures_are_enough():
+    m = ImageEval(None, pictures(8), pictures(8, 1)).measure(pictures(8, 2))
+    assert all(math.isfinite(v) for k, v in m.items() if 'kid' not in k)
+    assert m['group'] == 8 and m['precision'] <= 1
 
 
 MEMORY = textwrap.dedent("""
@@ -396,9 +470,13 @@ BAD = [
     (lambda: kid(F8, F8 * math.nan), 'the second features hold NaN'),
     (lambda: mmd(F8[:1], F8), 'at least 2'),
     (lambda: mmd(F8, F8[:, :2]), '8 and of 2'),
-    (lambda: fid_interval(F8[:31], F8), 'at least 32 of each'),
-    (lambda: fid_interval(F8, F8, level=95), 'between 0 and 1'),
-    (lambda: fid_interval(F8, F8, n_boot=1), 'at least 2 resampled'),
+    (lambda: precision_recall(F8[:3], F8), 'first features are of 3 pictures: at least 4'),
+    (lambda: precision_recall(F8, F8[:5], k=5), 'second features are of 5 pictures: at least 6'),
+    (lambda: precision_recall(F8, F8[:, :3]), '8 and of 3'),
+    (lambda: precision_recall(F8, F8 * math.nan), 'NaN'),
+    (lambda: with_floor(fid, F8, F8[:20], 20), "can't draw 20 of 40 new rows and of 20 real ones"),
+    (lambda: with_floor(fid, F8[:5], F8, 6), "can't draw 6 of 5 new rows"),
+    (lambda: with_floor(fid, F8, F8, 0), 'of at least 1'),
     (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'must be alike'),
 ]
 
@@ -420,7 +498,7 @@ def test_bad_samples_are_named(ev):
     for samples, message in [
         (
             pictures(9).repeat(1, 1, 2, 2),
-            r'samples are \(1, 16, 16\), the real pictures \(1, 8, 8\)',
+            r'pictures are \(1, 16, 16\), the training pictures \(1, 8, 8\)',
         ),
         (pictures(5), 'there are 5 samples: at least 8'),
         (iter(()), 'there are 0 samples'),
@@ -429,7 +507,7 @@ def test_bad_samples_are_named(ev):
     ]:
         with pytest.raises(ValueError, match=message):
             ev.measure(samples)
-    with pytest.raises(TypeError, match='a batch is a tuple'):
+    with pytest.raises(TypeError, match='a batch is tuple'):
         ev.measure([(pictures(20), torch.zeros(20))])
     with pytest.raises(
         ValueError, match='features of the held-out pictures are of 5 pictures: at least 8'

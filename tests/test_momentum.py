@@ -74,8 +74,14 @@ def test_power_times_fall(power):
     assert power_times(4, 1.0) == [999, 749, 499, 249]
 
 
+NAN = float('nan')
 BAD = [
-    *((lambda m=m: MomentumScheduler(momentum=m), 'momentum') for m in (-1, 1, 2.0)),
+    *((lambda b=b: AdamScheduler(betas=b), 'betas') for b in ((NAN, 0.9), (0., NAN))),
+    *((lambda m=m: MomentumScheduler(momentum=m), 'momentum')
+      for m in (-1, 1, 2.0, NAN, 'a', None)),
+    *((lambda e=e: AdamScheduler(eps=e), 'eps') for e in (0, -1e-8, NAN, None)),
+    *((lambda p=p: power_times(5, p), 'power is') for p in (0, -1, NAN, float('inf'), 'a')),
+    *((lambda n=n: power_times(n), 'n is') for n in (0, -1, 2.5, True, 1001)),
     *((lambda b=b: AdamScheduler(betas=b), 'betas') for b in ((1.0, 0.9), (0.0, 1.0), (0.5,))),
     (lambda: power_times(900, 3.0), 'fall together'),
 ]

@@ -76,13 +76,30 @@ def test_which_parameters_are_matrices(shape, matrix):
 
 
 @pytest.mark.parametrize(
-    'how', [dict(lr=0), dict(lr=-1), dict(ratio=0), dict(lr=math.nan), dict(ratio=math.nan)]
+    'how',
+    [
+        *(dict(lr=v) for v in (0, -1, math.nan)),
+        *(dict(ratio=v) for v in (0, math.nan)),
+        *(dict(eps=v) for v in (0, -1, math.nan)),
+        *(dict(momentum=v) for v in (1, -1, math.nan)),
+        *(dict(betas=v) for v in ((1, 0.9), (0.9, 1), (-1, 0.9), (math.nan, 0.9))),
+    ],
 )
 def test_settings_that_are_refused(how):
-    with pytest.raises(ValueError, match='more than 0'):
+    with pytest.raises(ValueError, match='above 0'):
         Muon([torch.zeros(3, requires_grad=True)], **how)
 
 
 def test_fast_bf16_answers_for_every_device():
     assert fast_bf16('cpu') in (True, False)
     assert fast_bf16('mps') is False
+
+
+def test_step_calls_a_closure_as_every_optimiser_does():
+    p = torch.ones(3, requires_grad=True)
+
+    def closure():
+        p.grad = torch.ones(3)
+        return p.sum()
+
+    assert Muon([p]).step(closure) == 3 and p.sum() < 3

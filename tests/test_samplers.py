@@ -352,8 +352,152 @@ def test_from_config_takes_what_it_knows_and_refuses_what_changes_the_noise():
     assert not s.config.clip_sample  # DDPM's clips
     with pytest.raises(TypeError):
         EulerScheduler.from_config(DDPMScheduler().config, spacing='trailing')
-    with pytest.raises(ValueError, match='use_beta_sigmas'):
-        EulerScheduler.from_config(diffusers.EulerDiscreteScheduler(use_beta_sigmas=True).config)
+
+
+# what can't mean the same for ours: of diffusers' schedulers, the settings as they are in memory
+FOREIGN = [
+    'FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler', 'FlowMatchLCMScheduler',
+    'EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler', 'LCMScheduler', 'TCDScheduler',
+    'CMStochasticIterativeScheduler', 'ScoreSdeVeScheduler', 'SCMScheduler', 'IPNDMScheduler',
+    'CogVideoXDDIMScheduler', 'CogVideoXDPMScheduler',
+]
+
+
+@pytest.mark.parametrize('cls', [DDPMScheduler, DDIMScheduler, EulerScheduler, DPMSolverScheduler])
+@pytest.mark.parametrize('name', FOREIGN)
+def test_settings_of_another_kind_are_refused(cls, name):
+    config = dict(getattr(diffusers, name)().config)
+    for c in (config, config | {'_class_name': name}):
+        with pytest.raises(ValueError, match=rf"{cls.__name__}( has no setting|$)"):
+            cls.from_config(c)
+    if 'CogVideoX' not in name:              # (named only by their settings)
+        with pytest.raises(ValueError, match=f'{name}.*{cls.__name__}$'):
+            cls.from_config({'_class_name': name, 'num_train_timesteps': 1000})
+
+
+ALIKE = [
+    *TWINS.values(), diffusers.DDPMScheduler, diffusers.PNDMScheduler,
+    diffusers.LMSDiscreteScheduler, diffusers.KDPM2DiscreteScheduler,
+    diffusers.KDPM2AncestralDiscreteScheduler,
+    diffusers.DPMSolverSinglestepScheduler, diffusers.DEISMultistepScheduler,
+    diffusers.UniPCMultistepScheduler, diffusers.DDIMParallelScheduler,
+]
+
+
+@pytest.mark.parametrize('cls', OURS)
+def test_settings_of_the_same_kind_are_taken(cls, tmp_path):
+    for theirs in ALIKE:
+        theirs(beta_end=0.015).save_pretrained(tmp_path)
+        kw = dict(timestep_spacing='trailing') if cls is DDIMScheduler else {}
+        for config in (theirs(beta_end=0.015).config, theirs.load_config(tmp_path)):
+            s = cls.from_config(config, **kw)
+            assert s.config.beta_end == 0.015 and s.config.beta_start == config['beta_start']
+
+
+@pytest.mark.parametrize('kw', [
+    dict(trained_betas=[0.1, 0.2]), dict(trained_betas=np.full(1000, 0.01)),
+    dict(rescale_betas_zero_snr=True), dict(use_exponential_sigmas=True),
+    dict(use_beta_sigmas=True), dict(use_lu_lambdas=True), dict(use_flow_sigmas=True),
+    dict(sigma_data=0.5), dict(shift=3.), dict(timestep_type='continuous'), dict(sigma_min=0.1),
+    dict(variance_type='learned_range'), dict(interpolation_type='log_linear'),
+    dict(unheard_of={'a': 1}),
+], ids=lambda kw: next(iter(kw)))
+def test_settings_that_none_of_ours_has_are_refused_by_name_unless_they_do_nothing(kw):
+    (name, value), = kw.items()
+    base = {'_class_name': 'EulerDiscreteScheduler', **EulerScheduler().config}
+    for cls in OURS:
+        no = ['timestep_spacing'] if cls is DDIMScheduler else []
+        start = {k: v for k, v in base.items() if k not in no}
+        cls.from_config(start | {name: None})
+        with pytest.raises(ValueError, match=f'{cls.__name__} has no setting {name}') as e:
+            cls.from_config(start | kw)
+        assert len(str(e.value)) < 200
+
+
+@pytest.mark.parametrize('name, value, has', [
+    ('use_karras_sigmas', True, {EulerScheduler, HeunScheduler, DPMSolverScheduler,
+                                 MomentumScheduler, AdamScheduler}),
+    ('thresholding', True, {DPMSolverScheduler}),
+    ('final_sigmas_type', 'sigma_min', {EulerScheduler, DPMSolverScheduler, MomentumScheduler,
+                                        AdamScheduler}),
+    ('algorithm_type', 'sde-dpmsolver++', set()), ('solver_type', 'heun', set()),
+    ('euler_at_final', True, set()),
+])
+def test_settings_that_some_of_ours_have_are_refused_by_the_others(name, value, has):
+    config = DDPMScheduler().config | {name: value}
+    for cls in [DDPMScheduler, *OURS]:
+        if cls in has:
+            assert cls.from_config(config).config[name] == value
+        else:
+            with pytest.raises(ValueError, match=f'{cls.__name__} has no setting {name}'):
+                cls.from_config(config)
+
+
+# --- from one step to as many as there are, in every precision
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 999, 1000])
+@pytest.mark.parametrize('cls', [DDPMScheduler, *OURS])
+def test_every_step_count_gives_finite_pictures(cls, n):
+    for kw in combinations(timestep_spacing=SPACINGS, prediction_type=KINDS,
+                           beta_schedule=('linear', 'squaredcos_cap_v2')):
+        refused = (
+            cls is DDIMScheduler and kw['timestep_spacing'] == 'linspace'
+            or cls is EulerAncestralScheduler and kw['prediction_type'] == 'sample'
+            or cls is DPMSolverScheduler and kw['timestep_spacing'] == 'leading' and n == 1000
+        )
+        if n > 900 and kw['beta_schedule'] == 'linear' or refused:       # (for the time it takes)
+            continue
+        s = cls(**kw)
+        x = trajectory(s, n)[0]
+        assert len(s.timesteps) == s.order*n - (s.order - 1) and x.isfinite().all(), kw
+
+
+def test_as_many_steps_as_times_equal_diffusers_where_it_can():
+    "With 'linspace' it rounds 1,001 times to 1,000: one step has no length. Theirs divides by it."
+    for kw in (dict(solver_order=1), dict(use_karras_sigmas=True),
+               dict(use_karras_sigmas=True, timestep_spacing='leading'),
+               *(dict(timestep_spacing='trailing', solver_order=k) for k in (2, 3))):
+        compare(DPMSolverScheduler, kw, 1000)
+    first = trajectory(DPMSolverScheduler(solver_order=1), 1000)[0][-1]
+    for order in (2, 3):
+        s = DPMSolverScheduler(solver_order=order)
+        assert_close(trajectory(s, 1000)[0][-1:], trajectory(s, 999)[0][-1:], 0.01)
+        assert_close(trajectory(s, 1000)[0][-1:], first[None], 0.05)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('cls', [DDPMScheduler, *OURS])
+def test_a_step_calculates_in_single_precision_at_least(cls, dtype):
+    "And returns what it was given: its sole error is that of rounding the result."
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a, b = cls(), cls()
+    for s in (a, b):
+        s.set_timesteps(20)
+    for t in a.timesteps[:6]:
+        answer = model(x.float(), t).to(dtype)
+        gens = [torch.Generator().manual_seed(1) for _ in range(2)]
+        single = torch.promote_types(dtype, torch.float32)
+        got = a.step(answer, t, x, generator=gens[0])
+        want = b.step(answer.to(single), t, x.to(single), generator=gens[1])
+        for o, w in zip(got, want):
+            assert o.dtype == dtype and torch.equal(o, w.to(dtype))
+
+
+def test_half_precision_in_their_pipelines_as_theirs():
+    "Steps of a half: within the rounding of the pictures of diffusers' own."
+    for cls in (EulerScheduler, DPMSolverScheduler, DDIMScheduler):
+        ends = []
+        for s in (cls(), TWINS[cls]()):
+            s.set_timesteps(20)
+            x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+            x = (x*s.init_noise_sigma).to(torch.bfloat16)
+            for t in s.timesteps:
+                answer = model(s.scale_model_input(x, t).float(), t).to(torch.bfloat16)
+                x = s.step(answer, t, x, return_dict=False)[0]
+                assert x.dtype == torch.bfloat16
+            ends.append(x.float())
+        assert (ends[0] - ends[1]).abs().max() < 0.1*ends[1].abs().max()
 
 
 def test_karras_sigmas_against_diffusers():
@@ -381,7 +525,7 @@ def test_bad_input_is_refused(cls):
             cls(**kw)
     s = cls()
     for n in (0, 1001, 2.5):
-        with pytest.raises(ValueError, match='1 to 1000'):
+        with pytest.raises(ValueError, match='1 to 1,000'):
             s.set_timesteps(n)
     for times in ([], [5, 6], [1000], [-1], [3, 3], 'ab'):
         with pytest.raises(ValueError):
@@ -409,7 +553,14 @@ OWN = [
     (lambda: DPMSolverScheduler(use_karras_sigmas=True).set_timesteps([500, 100]), 'karras'),
     (lambda: EulerAncestralScheduler(prediction_type='sample'), "'sample'"),
     (lambda: DPMSolverScheduler(solver_order=4), 'solver_order'),
-    (lambda: DPMSolverScheduler(sample_max_value=0.5), 'sample_max_value'),
+    *((lambda v=v: DPMSolverScheduler(solver_order=v), 'solver_order')
+      for v in (0, 2.5, True, '2')),
+    *((lambda v=v: DPMSolverScheduler(sample_max_value=v), 'sample_max_value')
+      for v in (0.5, float('nan'), float('inf'), None)),
+    *((lambda v=v: DPMSolverScheduler(dynamic_thresholding_ratio=v), 'dynamic_thresholding_ratio')
+      for v in (0, 1.1, -1, float('nan'), None)),
+    *((lambda v=v: karras_sigmas(5, 0.1, 10., rho=v), 'rho') for v in (0, -7, float('nan'), 'a')),
+    *((lambda v=v: karras_sigmas(5, v, 10.), 'sigma_min') for v in (0, -1, 11., float('nan'))),
     (lambda: DPMSolverScheduler(timestep_spacing='leading').set_timesteps(1000), 'leading'),
 ]
 

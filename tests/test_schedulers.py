@@ -121,6 +121,50 @@ def test_unknown_settings_are_refused(bad):
         DDPMScheduler(**bad)
 
 
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize('bad', [
+    *(dict(num_train_timesteps=n) for n in (0, -5, 2.5, 100., True, NAN, '100', None, 10**12)),
+    *(dict(beta_start=b) for b in (0, -0.1, 1, NAN, 'a', None, True)),
+    *(dict(beta_end=b) for b in (0, -0.1, 1, 1.5, 1e-5, NAN, INF, '0.02')),
+    *(dict(clip_sample_range=c) for c in (0, -1, NAN, INF, None, '1')),
+    *(dict(steps_offset=o) for o in (-1, 1000, 0.5, NAN, True, '1')),
+])
+def test_settings_that_can_only_be_mistakes_are_named(bad):
+    with pytest.raises(ValueError, match=f'{next(iter(bad))} is .*expected'):
+        DDPMScheduler(**bad)
+
+
+@pytest.mark.parametrize('kw', [dict(beta_end=0.9), dict(beta_start=1e-12), dict(beta_end=0.99),
+                                dict(num_train_timesteps=20_000)])
+def test_betas_beyond_single_precision_are_refused(kw):
+    with pytest.raises(ValueError, match='too small or too large for single precision'):
+        DDPMScheduler(**kw)
+
+
+def test_an_offset_that_leaves_no_room_is_named():
+    s = DDPMScheduler(timestep_spacing='leading', steps_offset=1)
+    s.set_timesteps(999)
+    assert s.timesteps[0] == 999
+    with pytest.raises(ValueError, match='the first time is 1000.*steps_offset'):
+        s.set_timesteps(1000)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_noise_is_right_in_every_precision(dtype):
+    "In half precision 1 - 0.9999 is 0: the first times had no noise."
+    gen = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 6, 1, 4, 4, generator=gen).to(dtype)
+    t, s = torch.tensor([0, 1, 5, 20, 500, 999]), DDPMScheduler()
+    for f in (s.add_noise, s.get_velocity):
+        got, want = f(x0, eps, t), f(x0.float(), eps.float(), t)
+        assert got.dtype == dtype
+        assert (got.float() - want).abs().max() < 10*torch.finfo(dtype).eps + 1e-6
+    only_noise = s.add_noise(0*x0, eps, t[:1].repeat(6)).float()
+    assert torch.allclose(only_noise, 0.01*eps.float(), rtol=0.05)
+
+
 @pytest.mark.parametrize('spacing', SPACINGS)
 def test_every_step_count_gives_falling_times_in_range(spacing):
     s = DDPMScheduler(timestep_spacing=spacing)
@@ -140,9 +184,11 @@ def test_a_list_of_times_is_visited_as_given():
 
 
 @pytest.mark.parametrize('n, words', [
-    (0, '1 to 1000'), (-1, '1 to 1000'), (1001, '1 to 1000'), (2.5, '1 to 1000'),
+    (0, '1 to 1,000'), (-1, '1 to 1,000'), (1001, '1 to 1,000'), (2.5, '1 to 1,000'),
     ([100, 500], 'falling'), ([5, 5], 'falling'), ([1000], 'falling'), ([-1], 'falling'),
-    ([], 'falling'), ([2.5, 1.], 'whole'), (None, 'either'),
+    ([], 'falling'), ([2.5, 1.], 'whole'), (None, 'either'), (True, '1 to 1,000'),
+    (2., '1 to 1,000'), (float('nan'), '1 to 1,000'), ('5', '1 to 1,000'),
+    ([float('nan')], 'falling'), ([True], 'falling'),
 ])
 def test_times_that_cannot_be_are_refused(n, words):
     with pytest.raises(ValueError, match=words):

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniai.tensors import broadcast_shapes, default_device, set_seed, to_cpu, to_device
+from miniai.tensors import (
+    broadcast_shapes,
+    default_device,
+    set_seed,
+    to_cpu,
+    to_device,
+    whole_number,
+)
 
 many = settings(max_examples=400, deadline=None, derandomize=True)
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
@@ -83,3 +90,19 @@ def test_devices():
     assert type(to_device(UserDict(x=half), 'cpu')) is UserDict
     assert to_device(half, 'cpu') is half                   # nothing to do, nothing copied
     assert to_device(half).device.type == default_device().type
+
+
+@pytest.mark.parametrize('v', [5, np.int64(5), np.uint8(5), np.array(5), torch.tensor(5)], ids=repr)
+def test_whole_numbers_of_every_kind(v):
+    assert type(whole_number('n', v)) is int and whole_number('n', v) == 5
+
+
+@pytest.mark.parametrize(
+    'value',
+    [0, -1, 11, 2.0, True, '5', None, [5], np.nan, np.float32(5), torch.tensor(5.0), torch.ones(9)],
+    ids=lambda v: repr(v)[:20],
+)
+def test_what_is_no_whole_number(value):
+    with pytest.raises(ValueError, match='n is .*expected a whole number from 1 to 10') as e:
+        whole_number('n', value, high=10)
+    assert len(str(e.value)) < 150
