@@ -76,9 +76,11 @@ class UNet(HubModel):
     def __init__(self, in_channels=1, widths=(16, 32), n_blocks=1, emb_dim=64, head_dim=16,
                  sample_size=None, num_classes=None, patch_size=1):
         super().__init__()
-        if n_blocks*len(widths) > 64 or sample_size and torch.tensor(sample_size).shape != (2,):
-            raise ValueError("expected at most 64 blocks, and a sample_size (h, w), but got "
-                             f"{n_blocks=} for each of {widths=}, and {sample_size=}")
+        sized = sample_size is None or torch.tensor(sample_size).shape == (2,)
+        if n_blocks*len(widths) > 64 or emb_dim % 2 or not sized:
+            raise ValueError("expected at most 64 blocks, an even emb_dim and a sample_size (h, w),"
+                             f" but got {n_blocks=} for each of {widths=}, {emb_dim=}, "
+                             f"{sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
         self.num_classes, channels = num_classes, in_channels*patch_size**2

@@ -57,7 +57,7 @@ from miniai.einsum import einsum
 from miniai.guidance import AutoGuidance, Guidance, GuideModelCB
 from miniai.learner import Callback, DeviceCB, Learner
 from miniai.meanshift import MeanShift, estimate_bandwidth, gaussian_kernel, meanshift_step
-from miniai.metrics import ImageEval, Reservoir, fid, fid_interval, nearest_distance
+from miniai.metrics import ImageEval, Reservoir, fid, nearest_distance, with_floor
 from miniai.momentum import MomentumScheduler
 from miniai.muon import Muon, orthogonalize
 from miniai.plot import animate, image_grid, show_images, to_pil
@@ -518,8 +518,8 @@ REFUSED = dict(
         ('bytes among the samples', INPUT, 'uint8|float',
          lambda s: s.eval.measure(torch.zeros(9, 1, 8, 8, dtype=torch.uint8))),
         ('no samples', ValueError, '0 samples', lambda s: s.eval.measure(iter([]))),
-        ('95 for 95%', ValueError, 'level=95',
-         lambda s: fid_interval(s.features, s.features, level=95)),
+        ('a floor of more than there are', ValueError, "can't draw 41 of 40",
+         lambda s: with_floor(fid, s.features, s.features, 41)),
         ('nothing kept', ValueError, 'size|keep', lambda s: Reservoir(0)),
         ('less than nothing kept', ValueError, 'size|keep', lambda s: Reservoir(-3)),
         ('no training pictures', ValueError, 'training pictures|no pictures|at least',
