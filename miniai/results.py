@@ -31,6 +31,8 @@ class Results:
     """
     def __init__(self, folder, names):
         self.folder, self.names = Path(folder), names
+        if not self.folder.exists():           # after a refusal it shall be as before
+            weakref.finalize(self, _remove_empty, self.folder)
         self.new, self.list = self.folder/'.miniai-new', self.folder/'.miniai.json'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +125,11 @@ def _checksum(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 def _give_back(new):
     (new/'room').unlink(missing_ok=True)
-    if new.is_dir() and not any(new.iterdir()):
-        new.rmdir()
+    _remove_empty(new)
+
+def _remove_empty(folder):
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 def _remove(folder):
     "Removes a folder of ours with all that's in it."
