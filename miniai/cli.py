@@ -15,7 +15,7 @@ import time
 
 # %% ../nbs/90_cli.ipynb #00000009
 def _kind(kind, ok, words):
-    "A type for argparse: a `kind` of which `ok` is true; else the error says that it isn't `words`."
+    "A type for argparse: a `kind` for which `ok` is true; else the error says it isn't `words`."
     def parse(word):
         value = kind(word)
         if not ok(value):

@@ -32,8 +32,9 @@ class DiffusionCB(Callback):
 
     Ho et al. 2020, algorithm 1. `scheduler` says how noise is added and what a model should answer.
     With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share
-    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). Raises `ValueError` where
-    the model has no such classes."""
+    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). Notes on the model, as
+    `trained_by`, what the noise was. Raises `ValueError` where the model has no such classes, or
+    pictures are far outside [-1, 1]."""
     order = -50
 
     def __init__(self, scheduler, cond_drop=None):
@@ -85,8 +86,10 @@ def _noise_of(scheduler):
     kind = getattr(scheduler, 'config', {}).get('prediction_type')
     return getattr(scheduler, 'alphas_cumprod', torch.empty(0)), kind
 
-def _check_noise(model, scheduler):
-    "Raises `ValueError` where `model`, or one within it, was trained by other noise."
+def _check_pair(model, scheduler):
+    "Raises `TypeError` for what is neither; `ValueError` where the training was by other noise."
+    check_has('a model (x, t)', model, '__call__')
+    check_has('a scheduler', scheduler, 'step')
     left, kind = _noise_of(scheduler)
     for m in model.modules() if isinstance(model, nn.Module) else ():
         there, answer = getattr(m, 'trained_by', (left, kind))
@@ -107,11 +110,10 @@ def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=Non
 
     The model is given its weights' precision (a function: that of the tensor to start from); all
     else, and the result, is in that or single precision, whichever is finer: a half can't hold a
-    thousand small steps."""
-    check_has('a model (x, t)', model, '__call__')
-    check_has('a scheduler', scheduler, 'step')
+    thousand small steps. Raises `ValueError` where `DiffusionCB` trained the model by other noise
+    than the scheduler's."""
+    _check_pair(model, scheduler)
     start, is_module = _check_start(shape_or_x, generator), isinstance(model, nn.Module)
-    _check_noise(model, scheduler)
     like = next(model.parameters(), start) if is_module else start
     device = getattr(like, 'device', None) or default_device()
     seen = getattr(like, 'dtype', torch.float32)
@@ -146,7 +148,7 @@ def _check_start(start, generator):
     except TypeError:
         shape = ()
     if min(shape, default=0) < 1:
-        raise ValueError(f"the shape must be positive whole numbers (n, c, h, w), not "
+        raise ValueError("the shape must be positive whole numbers (n, c, h, w), not "
                          f"{start!r:.60}")
     for g in generator if many else [generator]:
         if not isinstance(g, torch.Generator) and (many or g is not None):

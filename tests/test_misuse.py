@@ -1,9 +1,9 @@
 """What people get wrong, in tables: one clear line for it, or the right result; no file is lost.
 
 `REFUSED`: area, what is tried, the exception, what its text says, the call. The text has 300
-characters at most (a folder's name aside), comes within seconds, and nothing is written. `RIGHT`: area, what is tried, a
-call that returns whether the result is right, by the oracle it names. Every case runs in a folder
-full of somebody's files, and each of them is afterwards as it was.
+characters at most (a folder's name aside), comes within seconds, and nothing is written. `RIGHT`:
+area, what is tried, a call that returns whether the result is right, by the oracle it names. Every
+case runs in a folder full of somebody's files, and each of them is afterwards as it was.
 
 More of the kind, where the rest of the subject is tested: signals, a full disk and two processes
 in `test_cli.py` (the command) and `test_checkpoint.py` (a fit, killed fifty times), crashes
@@ -528,7 +528,8 @@ REFUSED = dict(
         ('a decay in percent', ValueError, 'decay is 99.9', lambda s: diffusion_learner(
             tiny(), toys(), DDPMScheduler(), ema_decay=99.9)),
         ('words for a class', TypeError, 'cond', lambda s: Guidance(s.cnet, 'four')),
-        *((f'{name} for the noise', TypeError, 'scheduler', lambda s, make=make: DiffusionCB(make()))
+        *((f'{name} for the noise', TypeError, 'scheduler',
+           lambda s, make=make: DiffusionCB(make()))
           for name, make in dict(nothing=lambda: None, a_class=lambda: DDPMScheduler,
                                  a_foreign_one=foreign).items()),
         ('bytes, to train', TypeError, 'uint8', lambda s: diffusion_learner(
