@@ -83,8 +83,8 @@ def _check_pictures(x):
 
 def _noise_of(scheduler):
     "By which noise a model is trained: how much of the picture is left at each time, its answer."
-    kind = getattr(scheduler, 'config', {}).get('prediction_type')
-    return getattr(scheduler, 'alphas_cumprod', torch.empty(0)), kind
+    config = getattr(scheduler, 'config', {})
+    return getattr(scheduler, 'alphas_cumprod', torch.empty(0)), config.get('prediction_type')
 
 def _check_pair(model, scheduler):
     "Raises `TypeError` for what is neither; `ValueError` where the training was by other noise."
@@ -148,14 +148,12 @@ def _check_start(start, generator):
     except TypeError:
         shape = ()
     if min(shape, default=0) < 1:
-        raise ValueError("the shape must be positive whole numbers (n, c, h, w), not "
-                         f"{start!r:.60}")
+        raise ValueError(f"shape must be positive whole numbers (n, c, h, w), not {start!r:.60}")
     for g in generator if many else [generator]:
         if not isinstance(g, torch.Generator) and (many or g is not None):
             raise TypeError(f"{g!r} is no generator: give torch.Generator().manual_seed(...)")
     if many and len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators for {shape[0]} pictures: give one for each, "
-                         "or one")
+        raise ValueError(f"{len(generator)} generators for {shape[0]} pictures: give each one")
     return start if is_tensor else shape
 
 def sample_batches(model, scheduler, shape, num_inference_steps=1000, generator=None, callback=None,

@@ -22,6 +22,7 @@ class _Guided(nn.Module):
     "What both kinds of guidance share: a model, a scale, and an interval of times."
     def __init__(self, model, scale, interval):
         super().__init__()
+        check_has('a model (x, t)', model, '__call__')
         check_number('scale', scale, lambda v: True, 'a finite number')
         ends = (-math.inf, math.inf) if interval is None else interval
         if not (isinstance(ends, (tuple, list)) and len(ends) == 2 and ends[0] <= ends[1]):
@@ -82,7 +83,6 @@ def rescale_guided(guided, cond, amount) -> torch.Tensor:
 # %% ../nbs/27_guidance.ipynb #00000028
 def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind."
-    check_has('a model(x, t, context)', model, '__call__')
     try:
         f = model.forward if isinstance(model, nn.Module) else model
         inspect.signature(f).bind('x', 't', 'context')
@@ -129,8 +129,7 @@ class AutoGuidance(_Guided):
     (lowest, highest) time at which to guide; at others it's the model alone. Two calls per step,
     one where it doesn't guide."""
     def __init__(self, model, guide, scale=2., interval=None):
-        for m in (model, guide):
-            check_has('two models (x, t)', m, '__call__')
+        check_has('a guide model (x, t)', guide, '__call__')
         super().__init__(model, scale, interval)
         self.guide = guide
 
@@ -157,8 +156,7 @@ class GuideModelCB(Callback):
     def before_fit(self, learn):
         self.model = None
         if self.ema not in learn.active:
-            raise ValueError("GuideModelCB copies an average that isn't taken in this fit: give "
-                             "its EMACB to the learner too")
+            raise ValueError("the guide copies an average: give its EMACB to the learner too")
 
     def after_step(self, learn):
         if self.model is None and learn.pct >= self.at:

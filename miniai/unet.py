@@ -78,9 +78,8 @@ class UNet(HubModel):
         super().__init__()
         sized = sample_size is None or torch.tensor(sample_size).shape == (2,)
         if n_blocks*len(widths) > 64 or emb_dim % 2 or not sized:
-            raise ValueError("expected at most 64 blocks, an even emb_dim and a sample_size (h, w),"
-                             f" but got {n_blocks=} for each of {widths=}, {emb_dim=}, "
-                             f"{sample_size=}")
+            raise ValueError("expected at most 64 blocks, an even emb_dim, a sample_size (h, w), "
+                             f"but got {n_blocks=}, {widths=}, {emb_dim=}, {sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
         self.num_classes, channels = num_classes, in_channels*patch_size**2
@@ -150,8 +149,7 @@ class UNet(HubModel):
         if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
             raise TypeError("context must be classes, an int64 tensor: torch.as_tensor(...).long()")
         if context.shape != (n,):
-            raise ValueError("one class for each picture: expected context of shape "
-                             f"({n},), but got {tuple(context.shape)}")
+            raise ValueError(f"one class for each of {n} pictures, not {tuple(context.shape)}")
         # (asking a GPU would make it wait, in every batch)
         if context.device.type == 'cpu' and n:
             low, high = context.min().item(), context.max().item()
