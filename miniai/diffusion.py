@@ -53,8 +53,10 @@ class DiffusionCB(Callback):
 
     def before_batch(self, learn):
         x0 = learn.batch[0]
-        if learn.i == 0:           # only once an epoch: a GPU would have to wait
-            _check_pictures(x0)
+        check_floats(x0)
+        if learn.i == 0 and x0.square().mean() > 16:   # only once an epoch: a GPU has to wait
+            raise ValueError("pictures must be about in [-1, 1], latents of about unit standard "
+                             f"deviation, but these run from {x0.min():.4g} to {x0.max():.4g}")
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
         told = () if self.cond_drop is None else (self._classes(learn, learn.batch[1]),)
         inputs = self.scheduler.noisy(x0, noise, t), t, *told
@@ -74,12 +76,6 @@ def check_has(expected, value, method):
     if isinstance(value, type) or not hasattr(value, method):
         kind = value if isinstance(value, type) else type(value)
         raise TypeError(f"expected {expected}, but got {kind}")
-
-def _check_pictures(x):
-    check_floats(x)
-    if x.square().mean() > 16:
-        raise ValueError("pictures must be about in [-1, 1], latents of about unit standard "
-                         f"deviation, but these run from {x.min():.4g} to {x.max():.4g}")
 
 def _noise_of(scheduler):
     "By which noise a model is trained: how much of the picture is left at each time, its answer."
