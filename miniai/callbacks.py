@@ -18,6 +18,7 @@ from torch import nn
 
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
+from .tensors import check_number, function, whole_number
 
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
@@ -31,13 +32,17 @@ class MetricsCB(Callback):
 
     A metric is a function `(preds, targets)` of one number, averaged over the rows, or an object
     with `update(preds, targets)`, `compute()` and `reset()`, as torchmetrics and torcheval have.
-    In the history (a list of dicts, one an epoch) it goes by its name, or the keyword's.
+    In the history (a list of dicts, one an epoch) it goes by its name, or the keyword's. Raises
+    `ValueError` where two have one name, or one that of a column of the history.
     """
     order, in_trials = 10, False
 
     def __init__(self, *metrics, **named):
         self.metrics = {getattr(m, '__name__', type(m).__name__): m for m in metrics} | named
-        self.values = {}
+        self.values, names = {}, set(self.metrics) - {'epoch', 'loss', 'train_loss', 'valid_loss'}
+        if len(names) < len(metrics) + len(named):
+            raise ValueError("metrics need names of their own, other than epoch, loss, train_loss "
+                             f"and valid_loss: give them as keywords, not {list(self.metrics)}")
         for k, m in self.metrics.items():
             if not callable(m) and not _has_state(m):
                 raise TypeError(f"metric {k!r} is a {type(m).__name__}: expected a function, "
@@ -57,13 +62,13 @@ class MetricsCB(Callback):
             if _has_state(m):
                 m.update(*learn.gather((learn.preds, learn.batch[1])))
             else:
-                self._add(name, torch.as_tensor(m(learn.preds, learn.batch[1])))
+                self._add(name, m(learn.preds, learn.batch[1]))
 
     def _add(self, name, value):
-        if value.numel() != 1:
+        if value is None or torch.as_tensor(value).numel() != 1:
             raise ValueError(f"metric {name!r} gave {describe(value)}, expected one number")
         # kept on the device until the epoch ends: reading one in every batch would make a GPU wait
-        self.values.setdefault(name, []).append(value.detach())
+        self.values.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def cleanup_epoch(self, learn):
         if not self.values:
@@ -89,6 +94,7 @@ class MetricsCB(Callback):
 class RecorderCB(Callback):
     "Keeps the loss and the learning rate of each training step, in `losses` and `lrs`."
     order, in_trials = 60, False
+    _losses, lrs = (), ()
 
     def before_fit(self, learn): self._losses, self.lrs = [], []
 
@@ -194,13 +200,14 @@ class ScheduleCB(Callback):
     "Sets the learning rate before each step to the fit's own times `sched(pct)`; `learn.lrs`."
     role, in_trials = 'sets the learning rate', False
 
-    def __init__(self, sched=warmup_cosine): self.sched = sched
+    def __init__(self, sched=warmup_cosine): self.sched = function('sched', sched)
 
     def before_fit(self, learn):
         self.base, learn.lrs = [g['lr'] for g in learn.opt.param_groups], []
 
     def before_step(self, learn):
         factor = self.sched(learn.pct)
+        check_number('the factor of the learning rate', factor, lambda v: v >= 0, '0 or more')
         for g, lr in zip(learn.opt.param_groups, self.base):
             g['lr'] = lr*factor
         learn.lrs.append(learn.opt.param_groups[0]['lr'])
@@ -221,6 +228,8 @@ class SchedulerCB(Callback):
     def __init__(self, make, per='batch'):
         if per not in ('batch', 'epoch'):
             raise ValueError(f"per is {per!r}, expected 'batch' or 'epoch'")
+        if not callable(make):
+            raise TypeError(f"make is a {type(make).__name__}, expected a function of an optimizer")
         self.make, self.per = make, per
 
     def before_fit(self, learn): self.sched = self.make(learn.opt)
@@ -267,6 +276,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     In it: `lrs`, the smoothed `losses`, and `suggestion`, the rate where they fall fastest. The
     learner is left as it is. Raises `ValueError` if the loss never falls.
     """
+    n_steps = whole_number('n_steps', n_steps, 5)
     if not 0 < low < high:
         raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
     sweep = _Sweep([low*(high/low)**(i/(n_steps - 1)) for i in range(n_steps)])
@@ -295,18 +305,18 @@ class GradClipCB(Callback):
 class EMACB(Callback):
     """Keeps `model`, the exponential moving average of the learner's weights, from its first fit.
 
-    The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992).
+    With another model it begins anew. The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992).
     """
     order, in_trials = 30, False
 
     def __init__(self, decay=0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected at least 0 and below 1")
-        self.decay, self.model, self.t = decay, None, 0
+        check_number('decay', decay, lambda v: 0 <= v < 1, 'at least 0 and below 1')
+        self.decay, self.model, self.of = decay, None, None
 
     def before_fit(self, learn):
-        if self.model is None:
-            self.model = copy.deepcopy(learn.model).eval().requires_grad_(False)
+        if self.of is not learn.model:
+            self.model, self.t = copy.deepcopy(learn.model).eval().requires_grad_(False), 0
+            self.of = learn.model
         self.pairs = list(self.model.parameters()), list(learn.model.parameters())
 
     @torch.no_grad()
@@ -336,7 +346,7 @@ class NaNStopCB(Callback):
     order, in_trials = 20, False
     stopped, good, bad = False, (), 0.
 
-    def __init__(self, every=25): self.every = every
+    def __init__(self, every=25): self.every = whole_number('every', every)
 
     def before_fit(self, learn): self.stopped, self.good, self.bad = False, [], 0.
 
@@ -371,8 +381,7 @@ class TimeBudgetCB(Callback):
     order, in_trials = -10, False
 
     def __init__(self, seconds, clock=time.perf_counter):
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"seconds is {seconds}, expected a number above 0")
+        check_number('seconds', seconds, lambda v: v > 0, 'a number above 0')
         self.seconds, self.clock = seconds, clock
 
     def before_fit(self, learn): self.start = self.clock()

@@ -172,13 +172,15 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
 class TensorLoader:
     """Batches cut from tensors that are held whole on one device.
 
-    `tensors`: all with the same first dimension; the second and later ones may be lists, of texts
-    for example. `shuffle`: a new order in each pass, drawn on the CPU from `generator` (PyTorch's
+    `tensors`: all with the same first dimension; the second and later ones may be lists (or arrays)
+    of texts, for example, and give lists. `shuffle`: a new order in each pass, drawn on the CPU from `generator` (PyTorch's
     global one if not given), so that a seed gives the same order on every device."""
     def __init__(self, *tensors, batch_size=64, shuffle=False, generator=None):
         lens = [len(t) for t in tensors]
         if not lens or len(set(lens)) > 1:
             raise ValueError(f"tensors must have equal lengths, but these have {lens}")
+        if not isinstance(generator, (torch.Generator, type(None))):
+            raise TypeError(f"generator is {generator!r:.60}, expected a torch.Generator")
         self.tensors, self.batch_size = tensors, whole_number('batch_size', batch_size)
         self.shuffle, self.generator = shuffle, generator
 
@@ -188,8 +190,8 @@ class TensorLoader:
         n = len(self.tensors[0])
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         for rows in order.to(self.tensors[0].device).split(self.batch_size):
-            yield tuple([t[i] for i in rows.tolist()] if isinstance(t, list) else t[rows]
-                        for t in self.tensors)
+            yield tuple([t[i] for i in rows.tolist()] if isinstance(t, (list, tuple, np.ndarray))
+                        else t[rows] for t in self.tensors)
 
 # %% ../nbs/10_data.ipynb #00000030
 def _pictures(ds, size, channels):
@@ -252,6 +254,9 @@ class DataLoaders:
         device = default_device() if device is None else device
         test = dataset_dict[held_out_split(dataset_dict)]
         splits = dict(train=dataset_dict['train'], test=test)
+        for name, ds in splits.items():
+            if 'image' not in getattr(ds, 'column_names', ()):
+                raise ValueError(f"the split {name!r}, a {type(ds).__name__}, has no column 'image'")
         if valid_size:
             splits['train'], splits['valid'] = _cut(splits['train'], valid_size)
         loaders = {}
@@ -264,6 +269,7 @@ class DataLoaders:
 
     def show_batch(self, n=16):
         "Draws the first `n` pictures of a training batch, with their labels; changes nothing."
+        n = whole_number('n', n)
         with rng_kept(self):
             x, y = next(iter(self.train))
         return show_images(x[:n], titles=y[:n].tolist() if isinstance(y, torch.Tensor) else y[:n])
