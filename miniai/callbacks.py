@@ -18,7 +18,7 @@ from torch import nn
 
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
-from .tensors import check_number, function, whole_number
+from .tensors import check_number, whole_number
 
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
@@ -41,8 +41,7 @@ class MetricsCB(Callback):
         self.metrics = {getattr(m, '__name__', type(m).__name__): m for m in metrics} | named
         self.values, names = {}, set(self.metrics) - {'epoch', 'loss', 'train_loss', 'valid_loss'}
         if len(names) < len(metrics) + len(named):
-            raise ValueError("metrics need names of their own, other than epoch, loss, train_loss "
-                             f"and valid_loss: give them as keywords, not {list(self.metrics)}")
+            raise ValueError(f"metrics need names of their own, as keywords: {[*self.metrics]}")
         for k, m in self.metrics.items():
             if not callable(m) and not _has_state(m):
                 raise TypeError(f"metric {k!r} is a {type(m).__name__}: expected a function, "
@@ -93,8 +92,7 @@ class MetricsCB(Callback):
 # %% ../nbs/12_callbacks.ipynb #00000028
 class RecorderCB(Callback):
     "Keeps the loss and the learning rate of each training step, in `losses` and `lrs`."
-    order, in_trials = 60, False
-    _losses, lrs = (), ()
+    order, in_trials, _losses = 60, False, ()
 
     def before_fit(self, learn): self._losses, self.lrs = [], []
 
@@ -139,8 +137,7 @@ class ProgressCB(Callback):
         if not self.on or not learn.training:
             return
         self.waiting.append(learn.loss.detach())       # on its device until somebody looks
-        pct = learn.pct
-        if (time.time() if self.bar else pct) >= self.due or pct == 1:
+        if (time.time() if self.bar else learn.pct) >= self.due or learn.pct == 1:
             self._draw(learn)
         elif len(self.waiting) >= 1000:
             self._look(learn)
@@ -161,8 +158,7 @@ class ProgressCB(Callback):
         valid = [((h['epoch'] + 1)*n, h['valid_loss']) for h in getattr(learn, 'history', ())
                  if 'valid_loss' in h]
         loss = self.points[-1][1] if self.points else self.waiting[-1].item()
-        text = f'loss {loss:.4f}'
-        text += f', held-out {valid[-1][1]:.4f}' if valid else ''
+        text = f'loss {loss:.4f}' + (f', held-out {valid[-1][1]:.4f}' if valid else '')
         if not self.bar:
             print(f'{int(learn.pct*100):3d}%  {started - self.start:5.1f} s  {text}', flush=True)
             self.due = (int(learn.pct*self.n_lines) + 1)/max(1, self.n_lines)
@@ -200,7 +196,7 @@ class ScheduleCB(Callback):
     "Sets the learning rate before each step to the fit's own times `sched(pct)`; `learn.lrs`."
     role, in_trials = 'sets the learning rate', False
 
-    def __init__(self, sched=warmup_cosine): self.sched = function('sched', sched)
+    def __init__(self, sched=warmup_cosine): self.sched = sched
 
     def before_fit(self, learn):
         self.base, learn.lrs = [g['lr'] for g in learn.opt.param_groups], []
@@ -228,8 +224,6 @@ class SchedulerCB(Callback):
     def __init__(self, make, per='batch'):
         if per not in ('batch', 'epoch'):
             raise ValueError(f"per is {per!r}, expected 'batch' or 'epoch'")
-        if not callable(make):
-            raise TypeError(f"make is a {type(make).__name__}, expected a function of an optimizer")
         self.make, self.per = make, per
 
     def before_fit(self, learn): self.sched = self.make(learn.opt)
@@ -276,17 +270,16 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     In it: `lrs`, the smoothed `losses`, and `suggestion`, the rate where they fall fastest. The
     learner is left as it is. Raises `ValueError` if the loss never falls.
     """
-    n_steps = whole_number('n_steps', n_steps, 5)
     if not 0 < low < high:
         raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
-    sweep = _Sweep([low*(high/low)**(i/(n_steps - 1)) for i in range(n_steps)])
+    sweep = _Sweep([low*(high/low)**(i/max(1, n_steps - 1)) for i in range(n_steps)])
     with rng_kept(learn.dls):
         learn.trial(cbs=[sweep]).fit(n_steps, lr=low, valid=False)
     losses = sweep.losses
     good = losses.index(min(losses)) if losses else 0      # behind it the loss only explodes
     if good < 4:
-        raise ValueError(f"the loss fell in only {good} steps of the search: "
-                         "start at a smaller learning rate")
+        raise ValueError(f"the loss fell in only {good} steps of {n_steps=}: start at a smaller "
+                         "learning rate, or take more steps")
     falls = [losses[i - 2] - losses[i + 2] for i in range(2, good - 1)]
     suggestion = sweep.lrs[2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
@@ -295,8 +288,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
 class GradClipCB(Callback):
     "Scales the gradient down where its norm is above `max_norm`."
     def __init__(self, max_norm=1.):
-        if not max_norm > 0:
-            raise ValueError(f"max_norm is {max_norm}, expected a number above 0")
+        check_number('max_norm', max_norm, lambda v: v > 0, 'a number above 0')
         self.max_norm = max_norm
 
     def after_backward(self, learn):
@@ -305,7 +297,8 @@ class GradClipCB(Callback):
 class EMACB(Callback):
     """Keeps `model`, the exponential moving average of the learner's weights, from its first fit.
 
-    With another model it begins anew. The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992).
+    The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992). It begins anew
+    with another model.
     """
     order, in_trials = 30, False
 

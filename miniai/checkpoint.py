@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,17 +58,16 @@ def lock_folder(folder, owner):
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as e:
         os.close(lock)
-        raise ValueError(f"another miniai is writing to {str(folder)!r}: wait for it, or choose "
-                         "another folder") from None
-    except OSError:
-        pass                           # some file systems have none
+        if isinstance(e, BlockingIOError):
+            raise ValueError(f"another miniai is writing to {str(folder)!r}: wait for it, or "
+                             "choose another folder") from None
+        return lambda: None            # some file systems have none
     return weakref.finalize(owner, _unlock, lock)
 
 def _unlock(lock):
-    with suppress(OSError):            # a loader's workers may hold it too: closing isn't enough
-        fcntl.flock(lock, fcntl.LOCK_UN)
+    fcntl.flock(lock, fcntl.LOCK_UN)   # a loader's workers may hold it too: closing isn't enough
     os.close(lock)
 
 # %% ../nbs/16_checkpoint.ipynb #0000001a
@@ -124,30 +123,26 @@ def _stateful(cbs):
     return found
 
 def _fingerprint(dl):
-    "The number of rows in a loader, and a checksum of what it holds as tensors or texts."
+    "How much there is in a loader, and a checksum of what it holds as tensors or texts."
     rows, found = getattr(dl, 'dataset', dl), hashlib.sha256()
     for t in getattr(rows, 'tensors', ()):
         if isinstance(t, torch.Tensor):
             found.update(t.cpu().contiguous().flatten().view(torch.uint8).numpy())
         elif isinstance(t[0], str):
             found.update(repr(list(t)).encode())
-    return f'{len(rows)} rows, {found.hexdigest()[:16]}'
+    return [len(rows), found.hexdigest()[:16]]
 
-def _in_words(f):
-    "A function's name and simple settings, which are the same in the next process."
-    given = getattr(f, '__dict__', {}) | getattr(f, 'keywords', {})
-    simple = {k: v for k, v in given.items() if isinstance(v, (int, float, str))}
-    f = getattr(f, 'func', f)
-    return f"{getattr(f, '__qualname__', type(f).__name__)} {simple or ''}"
 
-def _settings(learn):
+def _settings(learn, data):
     "What must be the same where a fit is resumed, by the words to say it in."
-    weights = {f'model, {k!r}': describe(v) for k, v in learn.model.state_dict().items()}
+    loss, weights = learn.loss_func, learn.model.state_dict()
+    weights = {f'model, {k!r}': describe(v) for k, v in weights.items()}
     layers = {f'model, layer {k!r}': f'{type(m).__name__}({m.extra_repr()})'
               for k, m in learn.model.named_modules()}
-    rates = {f'{k} of the optimiser': v for k, v in learn.opt.defaults.items()
+    rates = {f'optimiser, {k}': v for k, v in learn.opt.defaults.items()
              if isinstance(v, (int, float, tuple))}
     return {**weights, **layers, **rates, 'optimiser': type(learn.opt).__name__,
+            'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),
             'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
             'random generators in the loaders': len(generators_of(learn.dls)),
@@ -186,9 +181,7 @@ class CheckpointCB(Callback):
             except OSError as e:
                 raise OSError(f"can't write checkpoints to the folder {str(self.folder)!r} "
                               f"({e.strerror}): give another") from e
-        # as they are now: the fit may change them
-        self.start = {'data': _fingerprint(learn.dls.train),
-                      'loss function': _in_words(learn.loss_func)}
+        self.data = _fingerprint(learn.dls.train)
         there = checkpoints(self.folder)
         if there and self.resume:
             self._load(learn, there[-1])
@@ -221,13 +214,13 @@ class CheckpointCB(Callback):
 
     def _state(self, learn, epochs_done):
         states = {k: cb.state_dict(learn) for k, cb in _stateful(learn.active).items()}
-        return dict(settings=_settings(learn) | self.start, model=learn.model.state_dict(),
+        return dict(settings=_settings(learn, self.data), model=learn.model.state_dict(),
                     opt=learn.opt.state_dict(), epochs_done=epochs_done, n_steps=learn.n_steps,
                     cbs=states, rng=get_rng(learn.dls))
 
     def _load(self, learn, path):
         state = load_state(path)
-        _check_same(path, state['settings'], _settings(learn) | self.start)
+        _check_same(path, state['settings'], _settings(learn, self.data))
         learn.model.load_state_dict(state['model'])
         learn.opt.load_state_dict(state['opt'])
         learn.epoch, learn.n_steps = state['epochs_done'], state['n_steps']

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import check_number, function, whole_number
+from .tensors import check_number, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
@@ -170,8 +170,7 @@ class AugmentCB(Callback):
     order = -80   # once the batch is on its device
 
     def __init__(self, transform=None, batched=False):
-        self.transform = function('transform', transform or RandomAffines())
-        self.batched = batched or transform is None
+        self.transform, self.batched = transform or RandomAffines(), batched or transform is None
 
     def before_batch(self, learn):
         if not learn.training:
@@ -191,8 +190,7 @@ class EarlyStopCB(Callback):
 
     def before_fit(self, learn):
         if False not in learn.passes or not any(isinstance(cb, MetricsCB) for cb in learn.active):
-            raise ValueError("EarlyStopCB looks at the validation loss: give validation data, "
-                             "and MetricsCB()")
+            raise ValueError("EarlyStopCB needs the validation loss: add MetricsCB(), and data")
         self.best, self.waited, self.weights = math.inf, 0, None
 
     def cleanup_epoch(self, learn):

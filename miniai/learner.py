@@ -62,11 +62,11 @@ def _in_order(cbs):
         name = cb.__name__ if isinstance(cb, type) else type(cb).__name__
         if not isinstance(cb, Callback):
             raise TypeError(f"expected instances of Callback, such as MyCB(...), but got {name}")
-        same = cb.role or id(cb)
-        if same in taken:
-            raise ValueError(f"{taken[same]} and {name} clash, each {cb.role or 'the same object'}: "
-                             "keep one of them")
-        taken[same] = name
+        part = cb.role or id(cb)
+        if part in taken:
+            raise ValueError(f"{taken[part]} and {name} clash, each {cb.role or 'the same'}: keep "
+                             "one of them")
+        taken[part] = name
     return sorted(cbs, key=lambda cb: cb.order)
 
 # %% ../nbs/11_learner.ipynb #00000032
@@ -211,17 +211,10 @@ class Learner(_Loop):
         self.model, self.dls, self.loss_func = model, dls, loss_func
         self.lr, self.cbs, self.opt_func = lr, list(cbs), opt_func
         _in_order(self.cbs)
-
-    def _check(self):
-        dl = getattr(self.dls, 'train', None)
-        for name, ok, expected in (
-                ('model', isinstance(self.model, torch.nn.Module), 'a network, an nn.Module'),
-                ('dls', hasattr(dl, '__len__'), 'loaders .train and .valid, as in DataLoaders'),
-                ('loss_func', callable(self.loss_func) and not isinstance(self.loss_func, type),
-                 'a function of (preds, targets)'),
-                ('opt_func', callable(self.opt_func), 'a function such as torch.optim.SGD')):
-            if not ok:
-                raise TypeError(f"{name} is {getattr(self, name)!r:.60}, expected {expected}")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model is {model!r:.60}, expected an nn.Module that is made")
+        if isinstance(loss_func, type):
+            raise TypeError(f"loss_func is the class {loss_func.__name__}: give one that is made")
 
     def fit(self, n_epochs=1, lr=None, cbs=(), train=True, valid=True):
         """Trains for `n_epochs`, and validates after each. Returns the learner.
@@ -231,7 +224,6 @@ class Learner(_Loop):
         """
         n_epochs, lr = whole_number('n_epochs', n_epochs, 0), self.lr if lr is None else lr
         check_number('the learning rate lr', lr, lambda v: v >= 0, '0 or more')
-        self._check()
         cbs = [*self.cbs, *cbs]
         trains = any(isinstance(cb, TrainCB) for cb in cbs)
         self.active = _in_order(cbs if trains else [*cbs, TrainCB()])
@@ -239,7 +231,7 @@ class Learner(_Loop):
                               if callable(getattr(cb, event, None))] for event in EVENTS}
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
-            if not len(self._loader()):
+            if not len(self._loader() or ()):
                 kind = 'training' if self.training else 'validation'
                 raise ValueError(f"the {kind} loader has no batches: is its data set empty?")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False

@@ -71,7 +71,8 @@ class Results:
         except (OSError, MemoryError) as e:
             _give_back(self.new)
             raise OSError(f"no room for {n_bytes/1e6:.0f} MB in {str(self.folder)!r} "
-                          f"({getattr(e, 'strerror', 'out of memory')}): free some, or choose another with --out") from e
+                          f"({getattr(e, 'strerror', 'out of memory')}): free some, or choose "
+                          "another with --out") from e
 
     def __enter__(self):
         _remove(self.new)
