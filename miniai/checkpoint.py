@@ -47,6 +47,7 @@ def atomic_write(path):
     finally:
         aside.unlink(missing_ok=True)
 
+# %% ../nbs/16_checkpoint.ipynb #00000051
 def lock_folder(folder, owner):
     """Keeps `folder` for `owner`, as long as that lives or until the returned function is called.
 
@@ -141,7 +142,7 @@ def _settings(learn, data):
               for k, m in learn.model.named_modules()}
     rates = {f'optimiser, {k}': v for k, v in learn.opt.defaults.items()
              if isinstance(v, (int, float, tuple))}
-    return {**weights, **layers, **rates, 'optimiser': type(learn.opt).__name__,
+    return {**weights, **layers, 'optimiser': type(learn.opt).__name__, **rates,
             'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),
             'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
@@ -162,7 +163,8 @@ class CheckpointCB(Callback):
     With `resume=True`, a fit whose folder holds checkpoints carries on after the newest, and gives
     the same bits as one that was never interrupted, where the number of threads is given
     (`OMP_NUM_THREADS`, `torch.set_num_threads`). The newest `keep` stay. Raises `ValueError`
-    for checkpoints of another fit, and, without `resume`, where an earlier run left some.
+    for checkpoints of another fit, without `resume` where an earlier fit left some, and where
+    another fit is writing there now.
     """
     order, in_trials, role = 1000, False, 'writes checkpoints'
 

@@ -336,7 +336,8 @@ REFUSED = dict(
     callbacks=[
         ('to look every 0 steps', ValueError, 'every', lambda s: learner(NaNStopCB(0)).fit(1)),
         ('every -1 epochs', ValueError, 'every', lambda s: CheckpointCB('ck', every=-1)),
-        ('a schedule that is a number', TypeError, '(?s)float.*not callable.*ScheduleCB', lambda s: learner(ScheduleCB(0.5)).fit(1)),
+        ('a schedule that is a number', TypeError, '(?s)float.*not callable.*ScheduleCB',
+         lambda s: learner(ScheduleCB(0.5)).fit(1)),
         ('a schedule of NaN', ValueError, 'sched|nan|learning rate',
          lambda s: learner(ScheduleCB(lambda pct: NAN)).fit(1)),
         ('a schedule below 0', ValueError, 'sched|-1|learning rate',
@@ -349,8 +350,9 @@ REFUSED = dict(
          lambda s: (lambda ema: learner(ema, ema).fit(1))(EMACB(0.9))),
         ('a metric of nothing', INPUT, 'none',
          lambda s: learner(MetricsCB(none=lambda p, y: None)).fit(1)),
-        ('a scheduler that is made', TypeError, '(?s)StepLR.*not callable.*SchedulerCB', lambda s: learner(SchedulerCB(
-            torch.optim.lr_scheduler.StepLR(torch.optim.SGD(P(torch), 0.1), 1))).fit(1)),
+        ('a scheduler that is made', TypeError, '(?s)StepLR.*not callable.*SchedulerCB',
+         lambda s: learner(SchedulerCB(torch.optim.lr_scheduler.StepLR(
+             torch.optim.SGD(P(torch), 0.1), 1))).fit(1)),
         ('two metrics of one name', ValueError, '<lambda>',
          lambda s: MetricsCB(lambda p, y: p.mean(), lambda p, y: p.std())),
         ('a search in one step', ValueError, 'n_steps', lambda s: lr_find(learner(), n_steps=1)),
