@@ -143,8 +143,8 @@ def _settings(learn, data):
     rates = {f'optimiser, {k}': v for k, v in learn.opt.defaults.items()
              if isinstance(v, (int, float, tuple))}
     return {**weights, **layers, 'optimiser': type(learn.opt).__name__, **rates,
-            'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),
             'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
+            'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
             'random generators in the loaders': len(generators_of(learn.dls)),
             'callbacks with a state': sorted(_stateful(learn.active))}

@@ -231,7 +231,7 @@ class Learner(_Loop):
                               if callable(getattr(cb, event, None))] for event in EVENTS}
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
-            if not len(self._loader() or ()):
+            if self._loader() is None or not len(self._loader()):
                 kind = 'training' if self.training else 'validation'
                 raise ValueError(f"the {kind} loader has no batches: is its data set empty?")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
