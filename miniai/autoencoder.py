@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Autoencoder', 'encode_all', 'psnr', 'reconstruction_loss', 'ReconstructCB', 'autoencoder_learner', 'RandomBatches',
-           'kl_divergence', 'VAE', 'VAELoss', 'RandomColoursCB']
+           'kl_divergence', 'VAE', 'VAELoss']
 
 # %% ../nbs/31_autoencoder.ipynb #00000002
 import math
@@ -210,27 +210,3 @@ class VAELoss:
     def __call__(self, preds, x):
         y, mean, logvar = preds
         return self.loss_func(y, x) + self.kl_weight*kl_divergence(mean, logvar).mean()
-
-# %% ../nbs/31_autoencoder.ipynb #00000024
-class RandomColoursCB(Callback):
-    """Stretches, flips and moves the channels of a `share` of the training pictures at random.
-
-    From `low` to `high` of a channel's range is left. So there are colours between and around those
-    of the data. Raises `ValueError` unless 0 <= share <= 1 and 0 < low <= high < 1.
-    """
-    order = -70
-
-    def __init__(self, share=0.4, low=0.5, high=0.95):
-        if not 0 <= share <= 1 or not 0 < low <= high < 1:
-            raise ValueError("expected a share from 0 to 1 and 0 < low <= high < 1, but got "
-                             f"share={share}, low={low}, high={high}")
-        self.share, self.low, self.high = share, low, high
-
-    def before_batch(self, learn):
-        if not learn.training:
-            return
-        x, *rest = learn.batch
-        u = torch.rand(4, *x.shape[:2], 1, 1, device=x.device)
-        size = self.low + (self.high - self.low)*u[0]
-        a, b = torch.where(u[1] < 0.5, -size, size), (2*u[2] - 1)*(1 - size)
-        learn.batch = torch.where(u[3][:, :1] < self.share, a*x + b, x), *rest

@@ -21,6 +21,7 @@ from miniai.data import DataLoaders, TensorLoader
 from miniai.learner import Callback
 from miniai.muon import Muon
 from miniai.unet import UNet
+from miniai.weights.train_vae import RandomColoursCB
 
 SMALL = dict(widths=(32, 48), n_blocks=(1, 1))
 
@@ -133,7 +134,7 @@ def test_other_refusals():
     with pytest.raises(ValueError, match='compared'):
         A.psnr(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(ValueError, match='share'):
-        A.RandomColoursCB(1.5)
+        RandomColoursCB(1.5)
     with pytest.raises(ValueError, match='pictures'):
         A.RandomBatches(torch.zeros(0, 3), torch.zeros(0))
     with pytest.raises(ValueError, match='targets'):
@@ -184,7 +185,7 @@ def test_random_colours_stay_in_range_and_keep_the_drawing(digits):
     torch.manual_seed(0)
     x = digits['train'].x[:400]
     learn = SimpleNamespace(training=True, batch=(x, None))
-    A.RandomColoursCB(0.25).before_batch(learn)
+    RandomColoursCB(0.25).before_batch(learn)
     y = learn.batch[0]
     changed = (y != x).flatten(1).any(1)
     assert 0.15 < changed.float().mean() < 0.35 and y[changed].abs().max() < 0.9999

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from miniai import activations, autograd, cli, conv, demo, matmul, optim, plot, score
 from miniai import nn as mini
-from miniai.autoencoder import VAE, Autoencoder, RandomBatches, RandomColoursCB, psnr
+from miniai.autoencoder import VAE, Autoencoder, RandomBatches, psnr
 from miniai.callbacks import (
     EMACB,
     MetricsCB,
@@ -74,6 +74,7 @@ from miniai.scaling import AccelerateCB, AccumulateCB, MixedPrecisionCB
 from miniai.schedulers import DDPMScheduler, randn
 from miniai.tensors import broadcast_shapes, set_seed, to_device
 from miniai.unet import UNet, timestep_embedding
+from miniai.weights.train_vae import RandomColoursCB
 
 INPUT = ValueError, TypeError       # either will do: it's the text that helps
 SCHEDULERS = (DDPMScheduler, DDIMScheduler, EulerScheduler, EulerAncestralScheduler, HeunScheduler,

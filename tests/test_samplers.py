@@ -183,6 +183,88 @@ def test_order_1_is_ddim_and_euler_in_another_scale():
     assert (trajectory(EulerScheduler(**kw))[0][-1] - ddim[-1]).abs().max() < 0.05
 
 
+def gaussian_model(s, mean, cov):
+    "The perfect guess at x_0 for Gaussian data: prediction type 'sample', known to the path's end."
+    levels = ((1 - s.alphas_cumprod)/s.alphas_cumprod).sqrt().double().numpy()
+
+    def model(x, t):
+        sigma = np.interp(t[0].item(), np.arange(len(levels)), levels)  # of fractions too
+        off = x*(1 + sigma**2)**0.5 - mean.to(x)
+        C = cov.to(x)
+        return mean.to(x) + off @ torch.linalg.solve(C + sigma**2*torch.eye(len(mean)).to(x), C)
+
+    return model
+
+
+class EulerAncestralX0(EulerAncestralScheduler):
+    "With prediction type 'sample', which diffusers has not for this one, nor have we."
+
+    def _guess(self, pair, model_output, sample):
+        return model_output
+
+
+EXACT = dict(beta_schedule='linear', prediction_type='sample')
+
+
+@pytest.mark.parametrize(
+    's, n, most',
+    [
+        (DDPMScheduler(**EXACT, clip_sample=False), 1000, 0.03),
+        (DDIMScheduler(**EXACT, clip_sample=False, eta=1.0), 1000, 0.03),
+        (EulerAncestralX0(), 1000, 0.03),
+        (DDIMScheduler(**EXACT, clip_sample=False), 200, 0.015),
+        (EulerScheduler(**EXACT), 200, 0.015),
+        (HeunScheduler(**EXACT), 200, 0.015),
+        (DPMSolverScheduler(**EXACT), 200, 0.015),
+        (DPMSolverScheduler(**EXACT, use_karras_sigmas=True), 200, 0.015),
+        (DPMSolverScheduler(**EXACT, solver_order=3), 200, 0.015),
+    ],
+    ids='DDPM,eta 1,ancestral,DDIM,Euler,Heun,2M,2M Karras,3M'.split(','),
+)
+def test_a_gaussian_comes_back(s, n, most):
+    mean, cov = torch.tensor([0.3, -0.2]), torch.tensor([[0.30, 0.18], [0.18, 0.25]])
+    z = torch.randn(8000, 2, generator=torch.Generator().manual_seed(0))
+    z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(z.T.cov())).T  # covariance I
+    s.set_timesteps(n)
+    gen = torch.Generator().manual_seed(1)
+    x = sample(gaussian_model(s, mean, cov), s, z*s.init_noise_sigma, n, gen)
+    assert (x.mean(0) - mean).abs().max() < most and (x.T.cov() - cov).abs().max() < most
+
+
+def error_of(s, n):
+    "Mean error after `n` steps, where the exact path is at the noise of time 0."
+    mean, cov = torch.tensor([0.3]).double(), torch.tensor([[0.25]]).double()
+    s.set_timesteps(n)
+    seen, x = [], torch.linspace(-1, 1, 11, dtype=torch.float64)[:, None]*s.init_noise_sigma
+    sample(gaussian_model(s, mean, cov), s, x, n, callback=lambda i, t, x, x0: seen.append(x))
+    # Heun's last step goes on to the clean picture
+    end = seen[-2] if isinstance(s, HeunScheduler) else seen[-1]
+    first, last = (((1 - a)/a)**0.5 for a in s.alphas_cumprod[[-1, 0]].double())
+    if isinstance(s, DPMSolverScheduler):  # holds them scaled to variance 1
+        x, end = x*(1 + first**2)**0.5, end*(1 + last**2)**0.5
+    known = mean + (x - mean)*((0.25 + last**2)/(0.25 + first**2))**0.5
+    return (end - known).abs().mean().item()
+
+
+ENDS = dict(EXACT, final_sigmas_type='sigma_min')
+
+
+@pytest.mark.parametrize(
+    's, order',
+    [
+        (EulerScheduler(**ENDS), 1),
+        (HeunScheduler(**EXACT, beta_start=1e-4, beta_end=0.02), 2),
+        (DPMSolverScheduler(**ENDS, lower_order_final=False), 2),
+        (DPMSolverScheduler(**ENDS, lower_order_final=False, solver_order=3), 3),
+    ],
+    ids=['Euler', 'Heun', '2M', '3M'],
+)
+def test_errors_fall_by_the_promised_order(s, order):
+    ns = np.array([80, 160, 320])
+    slope = np.polyfit(np.log(ns), np.log([error_of(s, int(n)) for n in ns]), 1)[0]
+    assert abs(-slope - order) < 0.25
+
+
 @pytest.mark.parametrize('cls', OURS)
 def test_a_second_run_and_copies_start_afresh(cls):
     s = cls(**COSINE_V)

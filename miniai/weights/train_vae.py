@@ -8,7 +8,6 @@ import torch
 from miniai.autoencoder import (
     VAE,
     RandomBatches,
-    RandomColoursCB,
     VAELoss,
     autoencoder_learner,
     psnr,
@@ -52,6 +51,31 @@ which never sees held-out handwriting or reconstructions in training. Licence: A
 digits are handwriting from public research data sets; the model is for learning, and knows nothing
 but digits.
 """
+
+
+class RandomColoursCB(Callback):
+    """Stretches, flips and moves the channels of a `share` of the training pictures at random.
+
+    x becomes a*x + b for each channel, |a| from `low` to `high` and |b| <= 1 - |a|, and ink and
+    paper move with it: colours between and around those of the data, but never a named one exactly
+    (|a| < 1). So the VAE can't get by with a place for each pair of colours that it has seen.
+    """
+    order = -70
+
+    def __init__(self, share=0.4, low=0.5, high=0.95):
+        if not 0 <= share <= 1 or not 0 < low <= high < 1:
+            raise ValueError("expected a share from 0 to 1 and 0 < low <= high < 1, but got "
+                             f"share={share}, low={low}, high={high}")
+        self.share, self.low, self.high = share, low, high
+
+    def before_batch(self, learn):
+        if not learn.training:
+            return
+        x, *rest = learn.batch
+        u = torch.rand(4, *x.shape[:2], 1, 1, device=x.device)
+        size = self.low + (self.high - self.low)*u[0]
+        a, b = torch.where(u[1] < 0.5, -size, size), (2*u[2] - 1)*(1 - size)
+        learn.batch = torch.where(u[3][:, :1] < self.share, a*x + b, x), *rest
 
 
 class Clock(Callback):
