@@ -54,7 +54,7 @@ class DiffusionCB(Callback):
     def before_batch(self, learn):
         x0 = learn.batch[0]
         check_floats(x0)
-        if learn.i == 0 and x0.square().mean() > 16:   # only once an epoch: a GPU has to wait
+        if learn.i == 0 and x0.square().mean() > 36:   # only once an epoch: a GPU has to wait
             raise ValueError("pictures must be about in [-1, 1], latents of about unit standard "
                              f"deviation, but these run from {x0.min():.4g} to {x0.max():.4g}")
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
