@@ -18,6 +18,7 @@ from torch import nn
 
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
+from .tensors import check_number, whole_number
 
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
@@ -31,13 +32,16 @@ class MetricsCB(Callback):
 
     A metric is a function `(preds, targets)` of one number, averaged over the rows, or an object
     with `update(preds, targets)`, `compute()` and `reset()`, as torchmetrics and torcheval have.
-    In the history (a list of dicts, one an epoch) it goes by its name, or the keyword's.
+    In the history (a list of dicts, one an epoch) it goes by its name, or the keyword's. Raises
+    `ValueError` where two have one name, or one that of a column of the history.
     """
     order, in_trials = 10, False
 
     def __init__(self, *metrics, **named):
         self.metrics = {getattr(m, '__name__', type(m).__name__): m for m in metrics} | named
-        self.values = {}
+        self.values, names = {}, set(self.metrics) - {'epoch', 'loss', 'train_loss', 'valid_loss'}
+        if len(names) < len(metrics) + len(named):
+            raise ValueError(f"metrics need names of their own, as keywords: {[*self.metrics]}")
         for k, m in self.metrics.items():
             if not callable(m) and not _has_state(m):
                 raise TypeError(f"metric {k!r} is a {type(m).__name__}: expected a function, "
@@ -57,13 +61,13 @@ class MetricsCB(Callback):
             if _has_state(m):
                 m.update(*learn.gather((learn.preds, learn.batch[1])))
             else:
-                self._add(name, torch.as_tensor(m(learn.preds, learn.batch[1])))
+                self._add(name, m(learn.preds, learn.batch[1]))
 
     def _add(self, name, value):
-        if value.numel() != 1:
+        if value is None or torch.as_tensor(value).numel() != 1:
             raise ValueError(f"metric {name!r} gave {describe(value)}, expected one number")
         # kept on the device until the epoch ends: reading one in every batch would make a GPU wait
-        self.values.setdefault(name, []).append(value.detach())
+        self.values.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def cleanup_epoch(self, learn):
         if not self.values:
@@ -88,7 +92,7 @@ class MetricsCB(Callback):
 # %% ../nbs/12_callbacks.ipynb #00000028
 class RecorderCB(Callback):
     "Keeps the loss and the learning rate of each training step, in `losses` and `lrs`."
-    order, in_trials = 60, False
+    order, in_trials, _losses = 60, False, ()
 
     def before_fit(self, learn): self._losses, self.lrs = [], []
 
@@ -133,8 +137,7 @@ class ProgressCB(Callback):
         if not self.on or not learn.training:
             return
         self.waiting.append(learn.loss.detach())       # on its device until somebody looks
-        pct = learn.pct
-        if (time.time() if self.bar else pct) >= self.due or pct == 1:
+        if (time.time() if self.bar else learn.pct) >= self.due or learn.pct == 1:
             self._draw(learn)
         elif len(self.waiting) >= 1000:
             self._look(learn)
@@ -155,8 +158,7 @@ class ProgressCB(Callback):
         valid = [((h['epoch'] + 1)*n, h['valid_loss']) for h in getattr(learn, 'history', ())
                  if 'valid_loss' in h]
         loss = self.points[-1][1] if self.points else self.waiting[-1].item()
-        text = f'loss {loss:.4f}'
-        text += f', held-out {valid[-1][1]:.4f}' if valid else ''
+        text = f'loss {loss:.4f}' + (f', held-out {valid[-1][1]:.4f}' if valid else '')
         if not self.bar:
             print(f'{int(learn.pct*100):3d}%  {started - self.start:5.1f} s  {text}', flush=True)
             self.due = (int(learn.pct*self.n_lines) + 1)/max(1, self.n_lines)
@@ -201,6 +203,7 @@ class ScheduleCB(Callback):
 
     def before_step(self, learn):
         factor = self.sched(learn.pct)
+        check_number('the factor of the learning rate', factor, lambda v: v >= 0, '0 or more')
         for g, lr in zip(learn.opt.param_groups, self.base):
             g['lr'] = lr*factor
         learn.lrs.append(learn.opt.param_groups[0]['lr'])
@@ -269,14 +272,14 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     """
     if not 0 < low < high:
         raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
-    sweep = _Sweep([low*(high/low)**(i/(n_steps - 1)) for i in range(n_steps)])
+    sweep = _Sweep([low*(high/low)**(i/max(1, n_steps - 1)) for i in range(n_steps)])
     with rng_kept(learn.dls):
         learn.trial(cbs=[sweep]).fit(n_steps, lr=low, valid=False)
     losses = sweep.losses
     good = losses.index(min(losses)) if losses else 0      # behind it the loss only explodes
     if good < 4:
-        raise ValueError(f"the loss fell in only {good} steps of the search: "
-                         "start at a smaller learning rate")
+        raise ValueError(f"the loss fell in only {good} steps of {n_steps=}: start at a smaller "
+                         "learning rate, or take more steps")
     falls = [losses[i - 2] - losses[i + 2] for i in range(2, good - 1)]
     suggestion = sweep.lrs[2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
@@ -285,8 +288,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
 class GradClipCB(Callback):
     "Scales the gradient down where its norm is above `max_norm`."
     def __init__(self, max_norm=1.):
-        if not max_norm > 0:
-            raise ValueError(f"max_norm is {max_norm}, expected a number above 0")
+        check_number('max_norm', max_norm, lambda v: v > 0, 'a number above 0')
         self.max_norm = max_norm
 
     def after_backward(self, learn):
@@ -295,18 +297,19 @@ class GradClipCB(Callback):
 class EMACB(Callback):
     """Keeps `model`, the exponential moving average of the learner's weights, from its first fit.
 
-    The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992).
+    The average forgets by `decay`, less in the first steps (Polyak & Juditsky 1992). It begins anew
+    with another model.
     """
     order, in_trials = 30, False
 
     def __init__(self, decay=0.999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected at least 0 and below 1")
-        self.decay, self.model, self.t = decay, None, 0
+        check_number('decay', decay, lambda v: 0 <= v < 1, 'at least 0 and below 1')
+        self.decay, self.model, self.of = decay, None, None
 
     def before_fit(self, learn):
-        if self.model is None:
-            self.model = copy.deepcopy(learn.model).eval().requires_grad_(False)
+        if self.of is not learn.model:
+            self.model, self.t = copy.deepcopy(learn.model).eval().requires_grad_(False), 0
+            self.of = learn.model
         self.pairs = list(self.model.parameters()), list(learn.model.parameters())
 
     @torch.no_grad()
@@ -336,7 +339,7 @@ class NaNStopCB(Callback):
     order, in_trials = 20, False
     stopped, good, bad = False, (), 0.
 
-    def __init__(self, every=25): self.every = every
+    def __init__(self, every=25): self.every = whole_number('every', every)
 
     def before_fit(self, learn): self.stopped, self.good, self.bad = False, [], 0.
 
@@ -371,8 +374,7 @@ class TimeBudgetCB(Callback):
     order, in_trials = -10, False
 
     def __init__(self, seconds, clock=time.perf_counter):
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"seconds is {seconds}, expected a number above 0")
+        check_number('seconds', seconds, lambda v: v > 0, 'a number above 0')
         self.seconds, self.clock = seconds, clock
 
     def before_fit(self, learn): self.start = self.clock()

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import whole_number
+from .tensors import check_number, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
@@ -117,9 +117,9 @@ def train_classifier(dls, num_classes=10, n_epochs=None, lr=4e-3, cbs=(), device
     `dls.valid`; for a report take `accuracy(*learn.get_preds(dls.test))`.
     """
     x, y = dls.train.tensors
-    if y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, "
-                         f"but they run from {y.min()} to {y.max()}")
+    if not isinstance(y, torch.Tensor) or y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, "
+                         f"but they run from {min(y)} to {max(y)}")
     n_epochs = whole_number('n_epochs', n_epochs or max(3, round(26_000/len(x))))
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), ScheduleCB(), *cbs]
     loss_func = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -151,6 +151,7 @@ class RandomAffines:
     or larger by up to the share `scale`, slanted by up to `shear` degrees.
     """
     def __init__(self, degrees=15., shift=0.1, scale=0.15, shear=10.):
+        check_number('scale', scale, lambda v: 0 <= v < 1, 'at least 0 and below 1')
         self.ranges = degrees, shift, shift, scale, shear
 
     def __call__(self, x):
@@ -187,13 +188,14 @@ class EarlyStopCB(Callback):
 
     def __init__(self, patience=5): self.patience = whole_number('patience', patience)
 
-    def before_fit(self, learn): self.best, self.waited, self.weights = math.inf, 0, None
+    def before_fit(self, learn):
+        if False not in learn.passes or not any(isinstance(cb, MetricsCB) for cb in learn.active):
+            raise ValueError("EarlyStopCB needs the validation loss: add MetricsCB(), and data")
+        self.best, self.waited, self.weights = math.inf, 0, None
 
     def cleanup_epoch(self, learn):
         if learn.training or not learn.complete:
             return
-        if 'valid_loss' not in (getattr(learn, 'history', None) or [{}])[-1]:
-            raise ValueError("EarlyStopCB looks at the validation loss: add MetricsCB()")
         loss, self.waited = learn.history[-1]['valid_loss'], self.waited + 1
         if loss < self.best:
             self.best, self.waited = loss, 0

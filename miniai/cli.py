@@ -14,15 +14,22 @@ import threading
 import time
 
 # %% ../nbs/90_cli.ipynb #00000009
-def _positive(kind):
-    "A type for argparse: a finite number above 0."
+def _kind(kind, ok, words):
+    "A type for argparse: a `kind` for which `ok` is true; else the error says it isn't `words`."
     def parse(word):
         value = kind(word)
-        if not 0 < value < float('inf'):
-            raise argparse.ArgumentTypeError(f'{word} is not more than 0')
+        if not ok(value):
+            raise argparse.ArgumentTypeError(f'{word!r} is not {words}')
         return value
-    parse.__name__ = f'positive {kind.__name__}'
+    parse.__name__ = kind.__name__
     return parse
+
+def _above_0(value): return 0 < value < float('inf')
+
+_positive_int = _kind(int, _above_0, 'more than 0')
+_positive_float = _kind(float, _above_0, 'more than 0 and finite')
+_seed = _kind(int, range(2**32).__contains__, 'from 0 to 2**32 - 1')
+_name = _kind(str, str.strip, 'a name: it is empty')
 
 def build_parser() -> argparse.ArgumentParser:
     "Returns the parser of the `miniai` command."
@@ -36,40 +43,41 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 def _add_common(p, seed):
-    p.add_argument('--seed', type=int, default=seed,
+    p.add_argument('--seed', type=_seed, default=seed,
                    help=f'of the random numbers (default: {seed})')
     p.add_argument('--device', help='cpu, cuda, mps ... (default: the fastest there is)')
     p.add_argument('--debug', action='store_true', help='show everything about an error')
 
 def _add_demo(p):
-    p.add_argument('--seconds', type=_positive(float), default=60.,
+    p.add_argument('--seconds', type=_positive_float, default=60.,
                    help='of training (default: 60)')
-    p.add_argument('--data', default='digits', help="'digits' (the default), a Hub id like "
-                   "ylecun/mnist, or a folder of pictures")
-    p.add_argument('--size', type=_positive(int),
+    p.add_argument('--data', type=_name, default='digits', help="'digits' (the default), a Hub id "
+                   "like ylecun/mnist, or a folder of pictures")
+    p.add_argument('--size', type=_positive_int,
                    help='resize and crop the pictures to this many pixels a side')
-    p.add_argument('--out', default='demo', help='folder to write to (default: demo)')
+    p.add_argument('--out', type=_name, default='demo', help='folder to write to (default: demo)')
+    p.add_argument('--verbose', action='store_true', help='show all figures at the end')
     _add_common(p, seed=42)
 
 def _add_sample(p):
-    p.add_argument('folder', help='the model/ folder that the demo wrote')
-    p.add_argument('--n', type=_positive(int), default=64, help='how many (default: 64)')
+    p.add_argument('folder', type=_name, help='the model/ folder that the demo wrote')
+    p.add_argument('--n', type=_positive_int, default=64, help='how many (default: 64)')
     p.add_argument('--steps', type=int,
                    help='denoising steps, 1 to 1000 (default: as suits the size, 12 or 20)')
-    p.add_argument('--out', default='samples.png',
+    p.add_argument('--out', type=_name, default='samples.png',
                    help='PNG file to write (default: samples.png)')
     _add_common(p, seed=0)
 
 def _add_train(p):
     p.add_argument('what', choices=['vae'], help='the autoencoder of lesson 31')
-    p.add_argument('--data', default='digits', help="the handwriting: 'digits' (the default), a "
-                   "Hub id like ylecun/mnist, or a folder of labelled pictures")
+    p.add_argument('--data', type=_name, default='digits', help="the handwriting: 'digits' (the "
+                   "default), a Hub id like ylecun/mnist, or a folder of labelled pictures")
     long = p.add_mutually_exclusive_group()
-    long.add_argument('--seconds', type=_positive(float), default=240.,
+    long.add_argument('--seconds', type=_positive_float, default=240.,
                       help='of training (default: 240)')
-    long.add_argument('--steps', type=_positive(int),
+    long.add_argument('--steps', type=_positive_int,
                       help='train for so many steps instead (rounded up to hundreds)')
-    p.add_argument('--out', default='vae', help='folder to write to (default: vae)')
+    p.add_argument('--out', type=_name, default='vae', help='folder to write to (default: vae)')
     _add_common(p, seed=0)
 
 # %% ../nbs/90_cli.ipynb #0000000a

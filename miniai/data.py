@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .plot import show_images, to_pil
-from .tensors import default_device, to_device, whole_number
+from .tensors import check_number, default_device, to_device, whole_number
 
 # %% ../nbs/10_data.ipynb #00000022
 def load_digits(size=8):
@@ -37,8 +37,7 @@ def load_digits(size=8):
         x = torch.nn.functional.interpolate(x, (size, size), mode='bicubic').clamp(0, 1)
     images = [Image.fromarray(im) for im in (x[:, 0]*255).round().byte().numpy()]
     kinds = dict(image=datasets.Image(), label=datasets.ClassLabel(names=list('0123456789')))
-    columns = dict(image=images, label=d.target)
-    table = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
+    table = datasets.Dataset.from_dict(dict(image=images, label=d.target), datasets.Features(kinds))
     rows = train_test_split(np.arange(len(x)), test_size=0.2, stratify=d.target, random_state=0)
     train, test = (table.select(np.sort(r)) for r in rows)
     return datasets.DatasetDict(train=train, test=test)
@@ -123,9 +122,9 @@ def load_images(name_or_folder, test_size=0.1):
         return load_digits()
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
-        if len(dd['train']) < 2 or not 0 < test_size < 1:
-            raise ValueError(f"{name!r} holds {len(dd['train'])} rows, and {test_size=}: give two "
-                             "pictures or more, and a share between 0 and 1")
+        check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
+        if len(dd['train']) < 2:
+            raise ValueError(f"{name!r} holds {len(dd['train'])} rows: give two pictures or more")
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
@@ -172,9 +171,10 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
 class TensorLoader:
     """Batches cut from tensors that are held whole on one device.
 
-    `tensors`: all with the same first dimension; the second and later ones may be lists, of texts
-    for example. `shuffle`: a new order in each pass, drawn on the CPU from `generator` (PyTorch's
-    global one if not given), so that a seed gives the same order on every device."""
+    `tensors`: all with the same first dimension; the second and later ones may be lists or arrays,
+    of texts for example, and give lists. `shuffle`: a new order in each pass, drawn on the CPU from
+    `generator` (PyTorch's global one if not given), so that a seed gives the same order on every
+    device."""
     def __init__(self, *tensors, batch_size=64, shuffle=False, generator=None):
         lens = [len(t) for t in tensors]
         if not lens or len(set(lens)) > 1:
@@ -188,8 +188,8 @@ class TensorLoader:
         n = len(self.tensors[0])
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         for rows in order.to(self.tensors[0].device).split(self.batch_size):
-            yield tuple([t[i] for i in rows.tolist()] if isinstance(t, list) else t[rows]
-                        for t in self.tensors)
+            yield tuple([t[i] for i in rows.tolist()] if isinstance(t, (list, tuple, np.ndarray))
+                        else t[rows] for t in self.tensors)
 
 # %% ../nbs/10_data.ipynb #00000030
 def _pictures(ds, size, channels):
@@ -207,8 +207,9 @@ def _targets(ds, name):
     values = getattr(ds, name, None)           # such as `attributes` of captioned pictures
     if isinstance(values, torch.Tensor):
         return values
-    if name not in ('label', *ds.column_names):
-        raise ValueError(f"no column {name!r}: there are {', '.join(ds.column_names)}")
+    missing = {name, 'image'} - {'label', *ds.column_names}
+    if missing:
+        raise ValueError(f"no column {missing.pop()!r}: there are {', '.join(ds.column_names)}")
     values = list(ds[name]) if name in ds.column_names else [-1]*len(ds)
     if isinstance(values[0], str):
         return values
@@ -264,6 +265,7 @@ class DataLoaders:
 
     def show_batch(self, n=16):
         "Draws the first `n` pictures of a training batch, with their labels; changes nothing."
+        n = whole_number('n', n)
         with rng_kept(self):
             x, y = next(iter(self.train))
         return show_images(x[:n], titles=y[:n].tolist() if isinstance(y, torch.Tensor) else y[:n])
@@ -281,15 +283,14 @@ def get_rng(dls=None) -> dict:
     "The state of every random generator: Python's, NumPy's, PyTorch's, the loaders'."
     name, keys, *rest = np.random.get_state()
     return dict(python=random.getstate(), torch=torch.get_rng_state(),
-                numpy=[name, torch.tensor(keys.astype(np.int64)), *rest],
+                numpy=[name, keys.tolist(), *rest],
                 cuda=torch.cuda.get_rng_state_all(),             # empty without a GPU
                 loaders=[g.get_state() for g in generators_of(dls)])
 
 def set_rng(state, dls=None):
     "Puts back what `get_rng` returned."
     random.setstate(state['python'])
-    name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state(tuple(state['numpy']))
     torch.set_rng_state(state['torch'])
     for g, s in zip(generators_of(dls), state['loaders']):
         g.set_state(s)

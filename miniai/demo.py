@@ -27,7 +27,7 @@ from .muon import Muon
 from .plot import animate, image_grid
 from .results import Results
 from .samplers import DPMSolverScheduler
-from .tensors import default_device, set_seed, to_cpu
+from .tensors import default_device, set_seed, to_cpu, whole_number
 from .unet import UNet
 
 # %% ../nbs/81_demo.ipynb #00000005
@@ -89,15 +89,14 @@ def make_eval(dls, device) -> ImageEval:
 # %% ../nbs/81_demo.ipynb #0000000a
 def _prepare(data, size, device):
     "The loaders and a network that fits their pictures."
+    size = size and whole_number('--size', size, 8, 256)
     dls = DataLoaders.from_dataset(load_images(data), size=size, device=device, valid_size=0)
-    shape = tuple(dls.train.tensors[0].shape[1:])
-    side = min(shape[1:])
-    model = UNet(shape[0], **recipe(side)['unet'], sample_size=list(shape[1:]))
-    try:
-        model(torch.zeros(1, *shape), torch.zeros(1))        # a size it can't halve: now, not later
-    except ValueError as e:
-        raise ValueError(f'{e} (with --size, {side - side % 4} say, they are cropped to squares)'
-                         ) from e
+    c, h, w = dls.train.tensors[0].shape[1:]
+    model = UNet(c, **recipe(min(h, w))['unet'], sample_size=[h, w])
+    factor = model.patch_size*2**(model.levels - 1)
+    if max(h, w) > 256 or h % factor or w % factor:                       # now, not later
+        raise ValueError(f"height and width must be multiples of {factor} up to 256, but they are "
+                         f"{h}x{w}: with --size 32, say, they are cropped to squares")
     return dls, model
 
 def _train(model, dls, seconds, device):
@@ -122,9 +121,8 @@ def _train(model, dls, seconds, device):
 
 def guided(model, guide=None):
     "Returns `model`, a `UNet` that knows its `sample_size`, guided by `guide` as suits the size."
-    if guide is None:
-        return model
-    return AutoGuidance(model, guide, **recipe(min(model.sample_size))['guidance'])
+    settings = recipe(min(model.sample_size))['guidance']
+    return AutoGuidance(model, guide, **settings) if guide else model
 
 # %% ../nbs/81_demo.ipynb #0000000c
 def beside(panels: dict, ncols: int = 8, size: int = 64) -> Image.Image:
@@ -156,11 +154,13 @@ def _draw(model, guide, scheduler, dls, n, seed, new):
     return chain([first], drawn)
 
 # %% ../nbs/81_demo.ipynb #0000000d
-def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None, n=None) -> dict:
+def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None, n=None,
+         verbose=False) -> dict:
     """Trains for `seconds` on `data`, draws, writes pictures and model to `out`; returns figures.
 
     `data` is as for `load_images`; `size` resizes the pictures; `n` are drawn (1,440, or 360 of
-    large ones, which take longer, if not given). The figures are `ImageEval`'s.
+    large ones, which take longer, if not given). The figures are `ImageEval`'s; with `verbose` it
+    prints them all, else in plain words those that matter.
     """
     results = Results(out, ['digits.png', 'denoise.gif', 'model'])
     device = pick_device(device)
@@ -182,9 +182,19 @@ def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None
         save_model(new/'model', model, learn.scheduler, guide)
     with results as new:
         drawn = _draw(model, guide, learn.scheduler, dls, n, seed, new)
-    figures = ev.report(drawn)
+    figures = ev.report(drawn, verbose=True) if verbose else _tell(ev.measure(drawn))
     print(f"Written to {out}: digits.png, denoise.gif, model/. More: miniai sample {out}/model")
     return figures | dict(seconds=learn.seconds, images_per_second=speed, steps=learn.n_steps)
+
+def _tell(m):
+    "Prints in five lines, in plain words, how good the new pictures are; returns the figures."
+    print(f"{'how good they are':50}{'new':>8}{'real':>8}")
+    for words, key, kind in (('distance from the real ones (FID; 0 is best)', 'fid', '.2f'),
+                             ('new ones that look like a real one', 'precision', '.0%'),
+                             ('real ones that have a new one like them', 'recall', '.0%'),
+                             ('suspiciously near to one trained on', 'copy', '.0%')):
+        print(f"{words:50}{m[key]:8{kind}}{m[f'real_{key}']:8{kind}}")
+    return m
 
 def save_model(folder, model, scheduler, guide=None):
     "Writes a network, its scheduler and the network it's guided by, as `load_model` reads them."
@@ -208,31 +218,28 @@ def load_model(folder, device=None):
         scheduler, guide = DPMSolverScheduler.from_pretrained(folder), None
         if (folder/'guide').exists():
             guide = UNet.from_pretrained(folder/'guide').to(device)
-        if not model.sample_size:
-            raise ValueError("no sample_size in its config.json")
+        if not model.sample_size or max(model.sample_size) > 1024:
+            raise ValueError("no sample_size up to 1024 in its config.json")
         blank = torch.zeros(1, model.in_channels, *model.sample_size, device=device)
         if not guided(model, guide)(blank, torch.zeros(1, device=device)).isfinite().all():
             raise ValueError("its weights hold NaN")
     except Exception as e:
-        reason = f'{type(e).__name__}: {str(e).splitlines()[0][:100]}'
-        raise ValueError(f"{str(folder)!r} can't be read as a model ({reason}): train it again"
-                         ) from e
+        reason = str(e).replace(f'{folder}/', '')[:120].split('\n')[0]
+        raise ValueError(f"{str(folder)!r} can't be read as a model ({type(e).__name__}: {reason}):"
+                         " train it again") from e
     return model, scheduler, guide
 
 def _check_picture(path):
     "Raises where `path` can't become a picture file without a loss."
     if Image.registered_extensions().get(path.suffix.lower()) != 'PNG':
         raise ValueError(f"{path.name!r} is no picture file name: end it in .png")
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a picture file")
-    if path.exists():
-        try:
-            ours = Image.open(path).info.get('Software') == 'miniai'
-        except (OSError, Image.DecompressionBombError):
-            ours = False
-        if not ours:
-            raise FileExistsError(f"{str(path)!r} is there already and isn't of miniai's making: "
-                                  "choose another name with --out")
+    try:
+        ours = not path.exists() or Image.open(path).info.get('Software') == 'miniai'
+    except (OSError, Image.DecompressionBombError):                       # a folder, for example
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{str(path)!r} is there already and isn't a picture of miniai's "
+                              "making: choose another name with --out")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 def sample_cmd(folder, n=64, steps=None, seed=0, out='samples.png', device=None):

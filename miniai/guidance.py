@@ -13,6 +13,7 @@ import math
 import torch
 from torch import nn
 
+from .diffusion import check_has
 from .learner import Callback
 from .schedulers import check_number
 
@@ -21,16 +22,17 @@ class _Guided(nn.Module):
     "What both kinds of guidance share: a model, a scale, and an interval of times."
     def __init__(self, model, scale, interval):
         super().__init__()
+        check_has('a model (x, t)', model, '__call__')
         check_number('scale', scale, lambda v: True, 'a finite number')
-        if interval is not None and not interval[0] <= interval[1]:
+        ends = (-math.inf, math.inf) if interval is None else interval
+        if not (isinstance(ends, (tuple, list)) and len(ends) == 2 and ends[0] <= ends[1]):
             raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
-        self.model, self.scale, self.interval = model, scale, interval
+        self.model, self.scale, self.interval = model, scale, ends
         self.training = getattr(model, 'training', False)    # wrapping leaves the model in its mode
 
     def _guided_at(self, t):
         "Which of the times `(n,)` are within the interval; all where it's None."
-        low, high = self.interval or (-math.inf, math.inf)
-        return (t >= low) & (t <= high)
+        return (t >= self.interval[0]) & (t <= self.interval[1])
 
 def _where(guided, a, b):
     "Of each picture `a` where it's `guided` `(n,)`, else `b`."
@@ -81,8 +83,6 @@ def rescale_guided(guided, cond, amount) -> torch.Tensor:
 # %% ../nbs/27_guidance.ipynb #00000028
 def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind."
-    if not callable(model):
-        raise TypeError(f"expected a model(x, t, context), but this is a {type(model).__name__}")
     try:
         f = model.forward if isinstance(model, nn.Module) else model
         inspect.signature(f).bind('x', 't', 'context')
@@ -95,7 +95,10 @@ def _num_classes(model):
 
 def _context(c, num_classes, name):
     "The context `c` as a tensor; classes are checked."
-    c = torch.as_tensor(c)
+    try:
+        c = torch.as_tensor(c)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be classes or token vectors, but is {c!r:.60}") from None
     if num_classes is None:
         return c
     if c.dtype.is_floating_point or c.dtype == torch.bool:
@@ -126,9 +129,7 @@ class AutoGuidance(_Guided):
     (lowest, highest) time at which to guide; at others it's the model alone. Two calls per step,
     one where it doesn't guide."""
     def __init__(self, model, guide, scale=2., interval=None):
-        if not (callable(model) and callable(guide)):
-            raise TypeError(f"expected two models (x, t), not a {type(model).__name__} and a "
-                            f"{type(guide).__name__}")
+        check_has('a guide model (x, t)', guide, '__call__')
         super().__init__(model, scale, interval)
         self.guide = guide
 
@@ -151,6 +152,11 @@ class GuideModelCB(Callback):
     def __init__(self, ema, at=0.2):
         check_number('at', at, lambda v: 0 < v < 1, 'a share of the training, between 0 and 1')
         self.ema, self.at, self.model = ema, at, None
+
+    def before_fit(self, learn):
+        self.model = None
+        if self.ema not in learn.active:
+            raise ValueError("the guide copies an average: give its EMACB to the learner too")
 
     def after_step(self, learn):
         if self.model is None and learn.pct >= self.at:

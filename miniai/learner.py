@@ -9,6 +9,7 @@ __all__ = ['EVENTS', 'CancelFit', 'CancelEpoch', 'CancelBatch', 'Callback', 'des
 # %% ../nbs/11_learner.ipynb #0000002b
 import copy
 import difflib
+import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from .data import rng_kept
-from .tensors import default_device, to_cpu, to_device
+from .tensors import check_number, default_device, to_cpu, to_device, whole_number
 from .threads import Threads
 
 # %% ../nbs/11_learner.ipynb #0000002d
@@ -61,9 +62,11 @@ def _in_order(cbs):
         name = cb.__name__ if isinstance(cb, type) else type(cb).__name__
         if not isinstance(cb, Callback):
             raise TypeError(f"expected instances of Callback, such as MyCB(...), but got {name}")
-        if cb.role and taken.setdefault(cb.role, cb) is not cb:
-            other = type(taken[cb.role]).__name__
-            raise ValueError(f"{other} and {name} clash, each {cb.role}: keep one of them")
+        part = cb.role or id(cb)
+        if part in taken:
+            raise ValueError(f"{taken[part]} and {name} clash, each {cb.role or 'the same'}: keep "
+                             "one of them")
+        taken[part] = name
     return sorted(cbs, key=lambda cb: cb.order)
 
 # %% ../nbs/11_learner.ipynb #00000032
@@ -208,12 +211,19 @@ class Learner(_Loop):
         self.model, self.dls, self.loss_func = model, dls, loss_func
         self.lr, self.cbs, self.opt_func = lr, list(cbs), opt_func
         _in_order(self.cbs)
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model is {model!r:.60}, expected an nn.Module that is made")
+        if isinstance(loss_func, type):
+            raise TypeError(f"loss_func is the class {loss_func.__name__}: give one that is made")
 
     def fit(self, n_epochs=1, lr=None, cbs=(), train=True, valid=True):
         """Trains for `n_epochs`, and validates after each. Returns the learner.
 
-        `lr` replaces the learner's own in this fit; `cbs` take part in this fit only.
+        `lr` replaces the learner's own in this fit; `cbs` take part in this fit only. Raises
+        `TypeError` or `ValueError` for a part or a number that no fit can be made of.
         """
+        n_epochs, lr = whole_number('n_epochs', n_epochs, 0), self.lr if lr is None else lr
+        check_number('the learning rate lr', lr, lambda v: v >= 0, '0 or more')
         cbs = [*self.cbs, *cbs]
         trains = any(isinstance(cb, TrainCB) for cb in cbs)
         self.active = _in_order(cbs if trains else [*cbs, TrainCB()])
@@ -221,15 +231,17 @@ class Learner(_Loop):
                               if callable(getattr(cb, event, None))] for event in EVENTS}
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
-            if not len(self._loader()):
+            if self._loader() is None or not len(self._loader()):
                 kind = 'training' if self.training else 'validation'
                 raise ValueError(f"the {kind} loader has no batches: is its data set empty?")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
         self.total_steps = n_epochs*len(self.dls.train)
         self.batch = self.preds = None
-        self.opt = self.opt_func(self.model.parameters(), lr=self.lr if lr is None else lr)
+        self.opt = self.opt_func(self.model.parameters(), lr=lr)
         self.opt.zero_grad()                   # an interrupted fit may have left gradients
-        self._scope('fit', self._epochs)
+        with warnings.catch_warnings():        # (n, 1) against (n,): the loss would be of all pairs
+            warnings.filterwarnings('error', r'Using a target size .torch.Size..\d')
+            self._scope('fit', self._epochs)
         return self
 
     # several processes: what `AccelerateCB` of lesson 17 replaces
@@ -247,6 +259,8 @@ class Learner(_Loop):
     def get_preds(self, dl=None):
         "Returns (predictions, targets) for the validation data (or `dl`), on the processor."
         dl = self.dls.valid if dl is None else dl
+        if dl is None:
+            raise ValueError("there are no validation data: give a loader, get_preds(dl)")
         collect, dls = _Collect(), SimpleNamespace(train=dl, valid=dl)
         with rng_kept(self.dls), rng_kept(dls):
             self.trial(dls, [collect]).fit(1, train=False)

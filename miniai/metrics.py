@@ -225,7 +225,8 @@ class ImageEval:
     @torch.no_grad()
     def _see(self, x, name, least=1):
         with self.threads as run:
-            f = [run(self.features, o).cpu().double() for o in x.to(self.train).split(512)]
+            size = min(512, 1 + 2**21//x.shape[1:].numel())      # large pictures: fewer at a time
+            f = [run(self.features, o).cpu().double() for o in x.to(self.train).split(size)]
         return _features(torch.cat(f), f'features of the {name}', least)
 
     def _with_floor(self, f):

@@ -8,16 +8,10 @@ __all__ = ['Results']
 # %% ../nbs/80_results.ipynb #00000002
 import hashlib
 import json
-import os
 import weakref
 from pathlib import Path
 
-from .checkpoint import atomic_write
-
-try:
-    import fcntl
-except ImportError:                    # Windows has none: there two processes aren't noticed
-    fcntl = None
+from .checkpoint import atomic_write, lock_folder
 
 # %% ../nbs/80_results.ipynb #00000007
 class Results:
@@ -31,10 +25,12 @@ class Results:
     """
     def __init__(self, folder, names):
         self.folder, self.names = Path(folder), names
+        if not self.folder.exists():           # after a refusal it shall be as before
+            weakref.finalize(self, _remove_empty, self.folder)
         self.new, self.list = self.folder/'.miniai-new', self.folder/'.miniai.json'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self.unlock = lock_folder(self.folder, self)
             if (self.new/'whole.json').exists():
                 self._move()
                 print(f"{self.folder}: finished what was interrupted before")
@@ -42,18 +38,11 @@ class Results:
         except OSError as e:
             raise OSError(f"can't write to the folder {str(folder)!r} ({e.strerror}): choose "
                           "another with --out") from e
-        self._refuse_foreign()
-
-    def _lock(self):
-        if fcntl is None:
-            return
-        lock = os.open(self.folder, os.O_RDONLY)
-        self.unlock = weakref.finalize(self, os.close, lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another miniai is writing to {str(self.folder)!r}: wait for it, or "
-                             "choose another folder with --out") from None
+            self._refuse_foreign()
+        except FileExistsError:
+            self.unlock()                      # a traceback may hold this object for long
+            raise
 
     def listed(self) -> dict:
         "Returns the checksums of the files that are ours, by name."
@@ -81,10 +70,11 @@ class Results:
             self.new.mkdir(exist_ok=True)
             weakref.finalize(self, _give_back, self.new)
             (self.new/'room').write_bytes(bytes(n_bytes))
-        except OSError as e:
+        except (OSError, MemoryError) as e:
             _give_back(self.new)
             raise OSError(f"no room for {n_bytes/1e6:.0f} MB in {str(self.folder)!r} "
-                          f"({e.strerror}): free some, or choose another with --out") from e
+                          f"({getattr(e, 'strerror', 'out of memory')}): free some, or choose "
+                          "another with --out") from e
 
     def __enter__(self):
         _remove(self.new)
@@ -94,8 +84,7 @@ class Results:
     def __exit__(self, kind, error, trace):
         if kind is not None:
             _remove(self.new)
-            if fcntl:                          # a traceback may hold this object for long
-                self.unlock()
+            self.unlock()
         else:
             files = [p for p in self.new.rglob('*') if p.is_file()]
             whole = {p.relative_to(self.new).as_posix(): _checksum(p) for p in files}
@@ -123,8 +112,11 @@ def _checksum(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 def _give_back(new):
     (new/'room').unlink(missing_ok=True)
-    if new.is_dir() and not any(new.iterdir()):
-        new.rmdir()
+    _remove_empty(new)
+
+def _remove_empty(folder):
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 def _remove(folder):
     "Removes a folder of ours with all that's in it."

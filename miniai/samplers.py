@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, _one_of, check_number, randn, settings
+from .schedulers import Scheduler, _one_of, check_floats, check_number, randn, settings
 from .tensors import whole_number
 
 # %% ../nbs/25_samplers.ipynb #00000013
@@ -81,7 +81,7 @@ def karras_sigmas(n, sigma_min, sigma_max, rho=7.) -> np.ndarray:
 
     Karras et al. 2022, eq. 5. Raises `ValueError` where they couldn't be that."""
     check_number('rho', rho, lambda v: v > 0, 'more than 0')
-    check_number('sigma_min', sigma_min, lambda v: 0 < v <= sigma_max, 'from 0 to sigma_max')
+    check_number('sigma_min', sigma_min, lambda v: 0 < v <= sigma_max, 'over 0, to sigma_max')
     low, high = sigma_min**(1/rho), sigma_max**(1/rho)
     return (high + np.linspace(0, 1, n)*(low - high))**rho
 
@@ -185,10 +185,11 @@ class EulerScheduler(SigmaScheduler):
 
     def add_noise(self, original_samples, noise, timesteps):
         "x_0 plus noise of the level at each time `(n,)`: what `step` starts from."
+        check_floats(original_samples)
         ts = timesteps.tolist()
         if min(ts) < 0 or max(ts) > len(self) - 1:
             raise ValueError(f"times must be from 0 to {len(self) - 1}, but are {ts}")
-        known = dict(zip(self._times or [], self.sigmas.tolist()))
+        known = dict(zip(self._times, self.sigmas.tolist()))
         sigmas = noise.new_tensor([known.get(t, float(self._sigmas(t))) for t in ts])
         return original_samples + noise*sigmas.view(-1, *[1]*(noise.ndim - 1))
 

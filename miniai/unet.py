@@ -76,9 +76,10 @@ class UNet(HubModel):
     def __init__(self, in_channels=1, widths=(16, 32), n_blocks=1, emb_dim=64, head_dim=16,
                  sample_size=None, num_classes=None, patch_size=1):
         super().__init__()
-        if n_blocks*len(widths) > 64 or sample_size and torch.tensor(sample_size).shape != (2,):
-            raise ValueError("expected at most 64 blocks, and a sample_size (h, w), but got "
-                             f"{n_blocks=} for each of {widths=}, and {sample_size=}")
+        sized = sample_size is None or torch.tensor(sample_size).shape == (2,)
+        if n_blocks*len(widths) > 64 or emb_dim % 2 or not sized:
+            raise ValueError("expected at most 64 blocks, an even emb_dim, a sample_size (h, w), "
+                             f"but got {n_blocks=}, {widths=}, {emb_dim=}, {sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
         self.num_classes, channels = num_classes, in_channels*patch_size**2
@@ -148,8 +149,7 @@ class UNet(HubModel):
         if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
             raise TypeError("context must be classes, an int64 tensor: torch.as_tensor(...).long()")
         if context.shape != (n,):
-            raise ValueError("one class for each picture: expected context of shape "
-                             f"({n},), but got {tuple(context.shape)}")
+            raise ValueError(f"one class for each of {n} pictures, not {tuple(context.shape)}")
         # (asking a GPU would make it wait, in every batch)
         if context.device.type == 'cpu' and n:
             low, high = context.min().item(), context.max().item()

@@ -215,10 +215,11 @@ def test_every_and_keep(tmp_path):
 
     cb = CheckpointCB(tmp_path, every=3, keep=3)
     learn = learner([cb]).fit(7)
-    assert names() == [f'epoch-00000{i}.ckpt' for i in (3, 6, 7)] and cb.last.name == names()[-1]
-    learn.fit(8)  # the same callback may go on
-    assert names() == [f'epoch-00000{i}.ckpt' for i in (6, 7, 8)]
-    assert learner([CheckpointCB(tmp_path, resume=True)]).fit(8).n_steps == 40  # nothing left to do
+    assert names() == [f'epoch-00000{i}.ckpt' for i in (3, 6, 7)]
+    for again in learn, learner([cb]):
+        with pytest.raises(ValueError, match='of an earlier fit'):
+            again.fit(7)  # it would replace them one by one
+    assert learner([CheckpointCB(tmp_path, resume=True)]).fit(7).n_steps == 35  # nothing left to do
     for bad in (dict(every=0), dict(keep=0)):
         with pytest.raises(ValueError, match='is 0, expected'):
             CheckpointCB(tmp_path, **bad)
@@ -297,7 +298,7 @@ def test_other_fits_are_refused_and_the_first_difference_is_named(saved):
     refused(saved, ['batches in an epoch: 5 there, 4 here'], other(dls=data(bs=10)))
     refused(saved, ['random generators', '0 there, 1 here'], other(dls=data(seed=1)))
     refused(saved, ['data'], other(dls=data(shift=1.0)))
-    refused(saved, ['learning rate', '0.01 there, 0.1 here'], other(lr=0.1))
+    refused(saved, ['optimiser, lr: 0.01 there, 0.1 here'], other(lr=0.1))
     refused(saved, ['callbacks', 'EMACB'], learner([MetricsCB(accuracy)], seed=7))
 
 

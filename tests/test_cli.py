@@ -1,10 +1,12 @@
 """The command as a user meets it: whole files, one line for a mistake, nothing lost."""
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,11 +71,23 @@ def test_demo_writes_what_it_promises(trained):
     assert Image.open(out/'denoise.gif').n_frames > 10
     model = UNet.from_pretrained(out/'model')
     assert model(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
-    for word in ('FID', 'floor', 'copy check', 'images/s', '1,440 new', 'classifier'):
-        assert word in text
     # no bar where there's no terminal; beside it, a line for every two seconds without another
     lines = [line for line in text.splitlines() if not line.startswith('...')]
     assert '\r' not in text and len(lines) < 40
+    drawing, head, *rows, last = lines[-7:]
+    assert '1,440 new' in drawing and head.split()[-2:] == ['new', 'real'] and len(rows) == 4
+    assert 'miniai sample demo/model' in last and max(map(len, lines[-6:])) <= 80
+    assert 'images/s' in text and 'floor' not in text
+
+
+def test_verbose_shows_all_figures(monkeypatch, tmp_path, capsys, digits):
+    folder, out = pictures(tmp_path/'pics', digits[:90]), tmp_path/'out'
+    words = f'demo --verbose --seconds 0.5 --data {folder} --out {out}'
+    monkeypatch.setattr(D, 'demo', partial(D.demo, n=80))
+    assert cli.main(words.split()) == 0
+    text = capsys.readouterr().out
+    for word in ('FID', 'floor', 'copy check', 'KID', '80 new', 'seen through their own pixels'):
+        assert word in text
 
 
 def test_sample_draws_the_same_for_the_same_seed(trained):
@@ -92,7 +106,7 @@ MISTAKES = {
     'demo --data ./empty': 'empty',
     'demo --data ./unequal': 'different sizes',
     'demo --data ./oblong': 'multiples of',
-    'demo --size 6': 'at least 8x8',
+    'demo --size 6': 'from 8 to 256',
     'demo --out file/below': "can't write",
     'demo --out /proc/no/such': "can't write to the folder '/proc/no/such'",
     'demo --seconds 0': 'not more than 0',
@@ -116,7 +130,7 @@ MISTAKES = {
     'sample MODEL --steps 1001': '1 to 1,000',
     'sample MODEL --n 0': 'not more than 0',
     'sample MODEL --out x.txt': 'picture file',
-    'sample MODEL --out folder.png': 'is a folder',
+    'sample MODEL --out folder.png': "isn't a picture of miniai's making",
     'sample MODEL --out mine.png': 'miniai',
     'demo --out theirs': "isn't as miniai wrote it",
     'demo --out theirs2': "isn't as miniai wrote it",
@@ -152,7 +166,7 @@ def decoys(trained, tmp_path_factory):
         torch.nn.init.constant_(net.stem.weight, torch.nan)
         net.save_pretrained(folder)
     sizeless = copy('sizeless')/'config.json'
-    sizeless.write_text(sizeless.read_text().replace('"sample_size"', '"simple_size"'))
+    sizeless.write_text(json.dumps(json.loads(sizeless.read_text()) | dict(sample_size=None)))
     UNet(3).save_pretrained(copy('guide-colour')/'guide')
     (copy('guide-damaged')/'guide'/'model.safetensors').write_bytes(b'not a model')
     save_file({'weight': torch.zeros(3)}, copy('guide-foreign')/'guide'/'model.safetensors')
@@ -236,7 +250,8 @@ def test_demo_on_pictures_without_labels_grey_and_in_colour(tmp_path, capsys, di
     for name, x in (('grey', F.interpolate(digits[:90], 28)),
                     ('colour', F.interpolate(digits[:90], 16).repeat(1, 3, 1, 1)*colour)):
         folder = pictures(tmp_path/name, x)
-        figures = D.demo(seconds=0.5, data=str(folder), out=str(tmp_path/f'{name}-out'), n=80)
+        figures = D.demo(seconds=0.5, data=str(folder), out=str(tmp_path/f'{name}-out'), n=80,
+                         verbose=True)
         assert figures['n'] == 80 and 'their own pixels' in capsys.readouterr().out
         model = UNet.from_pretrained(tmp_path/f'{name}-out'/'model')
         assert model.sample_size == list(x.shape[2:])
@@ -308,7 +323,7 @@ def test_a_full_disk_is_noticed_before_training(tmp_path, digits):
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=ENV, text=True,
                           capture_output=True, timeout=100)
     assert done.returncode == 2 and 'no room for' in done.stderr, done.stderr
-    assert 'learn to see' not in done.stdout and shown(tmp_path/'demo') == []
+    assert 'learn to see' not in done.stdout and not (tmp_path/'demo').exists()
 
 
 def test_nan_loss_stops_and_leaves_good_weights(tmp_path, capsys, monkeypatch, digits):

@@ -427,7 +427,7 @@ def test_settings_that_cannot_be(net, kw, words):
 
 X0 = torch.zeros(8, 1, 8, 8)
 AUTO = [
-    (lambda a, b: AutoGuidance(a, None), TypeError, 'not a UNet and a NoneType'),
+    (lambda a, b: AutoGuidance(a, None), TypeError, 'guide model.*NoneType'),
     (lambda a, b: AutoGuidance(a, b, math.inf), ValueError, 'finite'),
     (lambda a, b: AutoGuidance(a, b, interval=(500, 100)), ValueError, 'interval'),
     (lambda a, b: AutoGuidance(a, lambda x, t: x[..., :4])(X0, X0[0, 0, 0]), ValueError, 'answers'),
