@@ -1261,9 +1261,6 @@ COMMAND = [
     ('train vae --data nowhere --out TMP/v', 2, "no data set called 'nowhere'"),
 ]  # fmt: skip
 
-# faults that are known, and why they are
-KNOWN = {'captions: bytes for the judge': 'the judge takes any numbers for colours'}
-
 
 @pytest.fixture(scope='module')
 def shop(tmp_path_factory):
@@ -1331,11 +1328,10 @@ def s(shop, decoys, tmp_path, monkeypatch):
 
 
 def rows(table):
-    "Parameters for each row of a table, marked where a fault is known."
-    named = [(f'{area}: {case[0]}', case) for area, cases in table.items() for case in cases]
-    for name, case in named:
-        marks = [pytest.mark.xfail(reason=KNOWN[name])] if name in KNOWN else []
-        yield pytest.param(*case[1:], id=name, marks=marks)
+    "Parameters for each row of a table."
+    for area, cases in table.items():
+        for name, *case in cases:
+            yield pytest.param(*case, id=f'{area}: {name}')
 
 
 @pytest.mark.filterwarnings('ignore')
