@@ -286,7 +286,7 @@ MODELS = UNet, Classifier, CaptionJudge, Autoencoder, VAE
     [
         (UNet, dict(in_channels=3, widths=[16, 32], num_classes=5, sample_size=[8, 8])),
         (Classifier, dict(in_channels=3, num_classes=5, widths=[8, 16], n_features=12)),
-        (CaptionJudge, dict(widths=[2.0, 3.5], slants=[-0.5, 0.25])),
+        (CaptionJudge, dict(size=16)),
         (Autoencoder, dict(in_channels=1, widths=[8, 16], n_blocks=[1, 1], scaling_factor=0.5)),
         (VAE, dict(latent_channels=2, widths=[8, 16], n_blocks=[1, 1], patch=2)),
     ],
@@ -321,7 +321,6 @@ BAD_NUMBERS = 10**9, 10**30, math.nan, -1, 0, True, '1', 2.5, 1.0, [1], None
         *((UNet, k, 10**9) for k in ('n_blocks', 'emb_dim', 'num_classes', 'patch_size')),
         *((UNet, 'sample_size', v) for v in (8, [8], [8, 8, 8], [0, 8], 'ab')),
         (UNet, 'n_blocks', 1000),
-        *((CaptionJudge, 'widths', v) for v in ([1.0], [3.0, 2.0], [math.nan, 1.0], [1, 2, 3], 2)),
         *((VAE, 'scaling_factor', v) for v in (math.nan, 0, -1, math.inf, 'x', [1], None)),
     ],
 )
