@@ -164,12 +164,13 @@ class CheckpointCB(Callback):
     the same bits as one that was never interrupted, where the number of threads is given
     (`OMP_NUM_THREADS`, `torch.set_num_threads`). The newest `keep` stay. Raises `ValueError`
     for checkpoints of another fit, without `resume` where an earlier fit left some, and where
-    another fit is writing there now.
+    another fit is writing there now. Model, data, loss and optimiser are compared, not what the
+    callbacks are set to: whoever resumes may change that.
     """
     order, in_trials, role = 1000, False, 'writes checkpoints'
 
     def __init__(self, folder, every=1, keep=2, resume=False):
-        self.folder, self.resume, self.unlock = Path(folder), resume, None
+        self.folder, self.resume, self.unlock = Path(folder).absolute(), resume, None
         self.every, self.keep = whole_number('every', every), whole_number('keep', keep)
 
     def before_fit(self, learn):

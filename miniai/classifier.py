@@ -120,7 +120,8 @@ def train_classifier(dls, num_classes=10, n_epochs=None, lr=4e-3, cbs=(), device
     if not isinstance(y, torch.Tensor) or y.min() < 0 or y.max() >= num_classes:
         raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, "
                          f"but they run from {min(y)} to {max(y)}")
-    n_epochs = whole_number('n_epochs', n_epochs or max(3, round(26_000/len(x))))
+    n_epochs = max(3, round(26_000/len(x))) if n_epochs is None else n_epochs
+    n_epochs = whole_number('n_epochs', n_epochs)
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), ScheduleCB(), *cbs]
     loss_func = nn.CrossEntropyLoss(label_smoothing=0.1)
     learn = Learner(Classifier(x.shape[1], num_classes), dls, loss_func, lr, cbs).fit(n_epochs)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 # %% ../nbs/90_cli.ipynb #00000009
 def _kind(kind, ok, words):
@@ -103,7 +104,8 @@ class _Pulse:
     def _beat(self):
         while not self.over.wait(0.25):
             if time.monotonic() - self.last > 2:
-                print(f'... {time.monotonic() - self.start:.0f} s', file=self, flush=True)
+                with suppress(OSError):        # whoever was reading may have gone
+                    print(f'... {time.monotonic() - self.start:.0f} s', file=self, flush=True)
 
 class _Signals:
     "Makes a closed terminal and a batch system's end the same as Ctrl-C, and remembers them."

@@ -7,6 +7,7 @@ __all__ = ['default_widths', 'recipe', 'pick_device', 'make_eval', 'guided', 'be
            'sample_cmd']
 
 # %% ../nbs/81_demo.ipynb #00000002
+import tempfile
 import time
 from itertools import chain
 from pathlib import Path
@@ -87,8 +88,10 @@ def make_eval(dls, device) -> ImageEval:
     return ImageEval(learn.model.features, x, held_out, name)
 
 # %% ../nbs/81_demo.ipynb #0000000a
-def _prepare(data, size, device):
+def _prepare(data, size, device, out):
     "The loaders and a network that fits their pictures."
+    if Path(data).is_dir() and Path(out).resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"{out!r} lies within {data!r}: the next run would learn its pictures")
     size = size and whole_number('--size', size, 8, 256)
     dls = DataLoaders.from_dataset(load_images(data), size=size, device=device, valid_size=0)
     c, h, w = dls.train.tensors[0].shape[1:]
@@ -165,7 +168,7 @@ def demo(seconds=60., data='digits', out='demo', seed=42, device=None, size=None
     results = Results(out, ['digits.png', 'denoise.gif', 'model'])
     device = pick_device(device)
     set_seed(seed)
-    dls, model = _prepare(data, size, device)
+    dls, model = _prepare(data, size, device, out)
     n_params = sum(p.numel() for p in model.parameters())
     results.reserve(20*n_params + 8_000_000)
     (x, _), held_out = dls.train.tensors, dls.test.tensors[0]
@@ -241,6 +244,7 @@ def _check_picture(path):
         raise FileExistsError(f"{str(path)!r} is there already and isn't a picture of miniai's "
                               "making: choose another name with --out")
     path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()              # now, not after drawing
 
 def sample_cmd(folder, n=64, steps=None, seed=0, out='samples.png', device=None):
     "Draws `n` pictures with a saved model into the picture file `out`, and returns them."
@@ -248,7 +252,7 @@ def sample_cmd(folder, n=64, steps=None, seed=0, out='samples.png', device=None)
     _check_picture(out)
     model, scheduler, guide = load_model(folder, device)
     steps = recipe(min(model.sample_size))['steps'] if steps is None else steps
-    shape = (n, model.in_channels, *model.sample_size)
+    shape = (whole_number('n', n, high=10**6), model.in_channels, *model.sample_size)
     generator = torch.Generator().manual_seed(seed)
     new = torch.cat([*sample_batches(guided(model, guide), scheduler, shape, steps, generator)])
     mark = PngInfo()

@@ -54,7 +54,7 @@ class DiffusionCB(Callback):
     def before_batch(self, learn):
         x0 = learn.batch[0]
         check_floats(x0)
-        if learn.i == 0 and x0.square().mean() > 36:   # only once an epoch: a GPU has to wait
+        if learn.i == 0 and not x0.square().mean() <= 36:   # only once an epoch: a GPU has to wait
             raise ValueError("pictures must be about in [-1, 1], latents of about unit standard "
                              f"deviation, but these run from {x0.min():.4g} to {x0.max():.4g}")
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
@@ -159,7 +159,7 @@ def sample_batches(model, scheduler, shape, num_inference_steps=1000, generator=
     `batch_size`: at most so many at a time, by default 4,096 of 8x8, 64 of 64x64. Says after each
     how many there are. All else is as for `sample`, which draws each."""
     n, *one = _check_start(shape, generator)
-    size = batch_size or max(1, 2**18//torch.Size(one[1:]).numel())
+    size = max(1, 2**18//torch.Size(one[1:]).numel()) if batch_size is None else batch_size
     for i in range(0, n, size):
         gen = generator[i:i + size] if isinstance(generator, (list, tuple)) else generator
         part = (min(size, n - i), *one)

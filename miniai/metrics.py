@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
+from .tensors import whole_number
 from .threads import Threads
 
 # %% ../nbs/24_metrics.ipynb #00000025
@@ -135,7 +136,7 @@ def precision_recall(real, new, k=3) -> tuple:
 
     Which of `new` lie in a ball around one of `real` that reaches its `k`-th nearest, and the other
     way round. Features `(n, d)` and `(m, d)`, more than `k` each; they depend on n, m and `k`."""
-    real, new = _pair(real, new, k + 1)
+    real, new = _pair(real, new, 1 + whole_number('k', k))
     # not by a^2 - 2ab + b^2: a copy's distance is 0
     def apart(x, y): return torch.cdist(x, y, compute_mode='donot_use_mm_for_euclid_dist')
     radius, radius_new = (torch.cat([apart(o, x).kthvalue(k + 1).values for o in x.split(1024)])

@@ -8,6 +8,7 @@ __all__ = ['Results']
 # %% ../nbs/80_results.ipynb #00000002
 import hashlib
 import json
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -21,10 +22,13 @@ class Results:
     one is there that isn't ours, `OSError` where nothing can be written, `ValueError` where another
     process is at it. Write to `new/name` inside `with results as new:`; when the block ends well,
     all take their places together; after a crash in between, the next `Results` finishes that.
-    There may be several such blocks; the folder is locked as long as the object lives.
+    There may be several such blocks; the folder is locked as long as the object lives. Where a file
+    that isn't ours came in the meantime, it stays, and the error says where the new ones are.
     """
     def __init__(self, folder, names):
-        self.folder, self.names = Path(folder), names
+        self.folder, self.names = Path(folder).absolute(), [*map(Path, names)]
+        if isinstance(names, str) or any(n.is_absolute() or '..' in n.parts for n in self.names):
+            raise ValueError(f"expected a list of names within the folder, but got {names!r}")
         if not self.folder.exists():           # after a refusal it shall be as before
             weakref.finalize(self, _remove_empty, self.folder)
         self.new, self.list = self.folder/'.miniai-new', self.folder/'.miniai.json'
@@ -60,7 +64,7 @@ class Results:
                     raise FileExistsError(
                         f"{str(p)!r} is there already and isn't as miniai wrote it: move it away, "
                         "or choose another folder with --out")
-            if top.is_dir() and '.' in name:
+            if top.is_dir() and name.suffix:
                 raise FileExistsError(f"{str(top)!r} is a folder, but a file of that name is to be "
                                       "written: choose another folder with --out")
 
@@ -87,6 +91,15 @@ class Results:
             self.unlock()
         else:
             files = [p for p in self.new.rglob('*') if p.is_file()]
+            try:
+                self._refuse_foreign()         # what came while we worked, or was changed
+                for p in files:
+                    if not any(p.is_relative_to(self.new/name) for name in self.names):
+                        raise FileExistsError(f"{p.name} isn't among the names of these results")
+            except FileExistsError as e:
+                kept = Path(tempfile.mkdtemp(prefix='results-', dir=self.folder))
+                self.new.replace(kept)
+                raise FileExistsError(f"{e}. The new results are in {str(kept)!r}") from e
             whole = {p.relative_to(self.new).as_posix(): _checksum(p) for p in files}
             with atomic_write(self.new/'whole.json') as f:
                 f.write(json.dumps(whole, indent=1).encode())

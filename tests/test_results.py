@@ -1,6 +1,7 @@
 """Results: only files of our own are replaced, all together, whatever happens in between."""
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,28 @@ def test_reserving_room(tmp_path):
     del results
     put(tmp_path, 'new')
     assert shown(tmp_path) == dict.fromkeys(INSIDE, 'new')
+
+
+def test_a_file_of_yours_that_comes_in_the_meantime_stays(tmp_path):
+    results = Results(tmp_path, ['a.txt'])
+    with pytest.raises(FileExistsError, match='The new results are in') as e:
+        with results as new:
+            (new / 'a.txt').write_text('ours')
+            (tmp_path / 'a.txt').write_text('yours')
+    assert (tmp_path / 'a.txt').read_text() == 'yours'
+    kept = str(e.value).split("'")[-2]
+    assert (Path(kept) / 'a.txt').read_text() == 'ours'
+
+
+def test_a_file_that_was_not_announced_replaces_nothing(tmp_path):
+    (tmp_path / 'z.txt').write_text('yours')
+    with pytest.raises(FileExistsError, match="isn't among the names"):
+        with Results(tmp_path, ['a.txt']) as new:
+            (new / 'z.txt').write_text('ours')
+    assert (tmp_path / 'z.txt').read_text() == 'yours'
+
+
+@pytest.mark.parametrize('names', ['a.txt', ['../a.txt'], ['/tmp/a.txt']])
+def test_names_are_a_list_of_what_lies_within(tmp_path, names):
+    with pytest.raises(ValueError, match='a list of names within the folder'):
+        Results(tmp_path, names)
