@@ -400,7 +400,7 @@ def test_only_the_classes_that_were_named_are_learned():
     [
         (torch.tensor([0, 5]), ValueError, 'from 0 to 3, or 4 for none'),
         (torch.tensor([-1, 0]), ValueError, 'from 0 to 3'),
-        (torch.tensor([0]), ValueError, r'shape \(2,\)'),
+        (torch.tensor([0]), ValueError, 'each of 2 pictures'),
         (torch.zeros(2, 4), TypeError, 'int64'),
         (torch.tensor([[0], [1]]), ValueError, 'one class for each'),
         (torch.tensor([0.0, 1.0]), TypeError, 'long'),
