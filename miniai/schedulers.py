@@ -221,7 +221,8 @@ class Scheduler:
         if self._i < len(self._times) and self._times[self._i] == t:
             return self._i
         if t not in self._index:
-            raise ValueError(f"time {t} is not among the {len(self._times)} times chosen")
+            raise ValueError(f"time {t} is not among the {len(self._times)} times chosen by "
+                             "set_timesteps")
         return self._index[t]
 
     def scale_model_input(self, sample, timestep=None): return sample

@@ -26,8 +26,10 @@ ENV = {**os.environ, 'PYTHONUNBUFFERED': '1'}
 
 
 def start(*args, cwd):
-    "The command in a process of its own, where an interrupt arrives even in a background job."
-    def hear(): signal.signal(signal.SIGINT, signal.default_int_handler)
+    "The command in a process of its own, where signals arrive even in a background job."
+    def hear():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)              # `nohup` would have it ignored
 
     return subprocess.Popen(
         [MINIAI, *map(str, args)], cwd=cwd, env=ENV, text=True, preexec_fn=hear,
