@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
 from .learner import Callback, DeviceCB, Learner, modes_kept
-from .schedulers import check_floats, check_number, randn
-from .tensors import default_device
+from .schedulers import check_floats, randn
+from .tensors import check_number, default_device
 from .threads import Threads
 
 # %% ../nbs/23_diffusion.ipynb #0000000e

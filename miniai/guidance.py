@@ -15,7 +15,7 @@ from torch import nn
 
 from .diffusion import check_has
 from .learner import Callback
-from .schedulers import check_number
+from .tensors import check_number
 
 # %% ../nbs/27_guidance.ipynb #00000027
 class _Guided(nn.Module):

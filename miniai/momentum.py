@@ -9,8 +9,8 @@ __all__ = ['MomentumScheduler', 'AdamScheduler', 'power_times']
 import torch
 
 from .samplers import EulerScheduler, SigmaScheduler
-from .schedulers import check_number, settings
-from .tensors import whole_number
+from .schedulers import settings
+from .tensors import check_number, whole_number
 
 # %% ../nbs/26_momentum.ipynb #0000000a
 class MomentumScheduler(EulerScheduler):

@@ -12,8 +12,8 @@ import math
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, _one_of, check_floats, check_number, randn, settings
-from .tensors import whole_number
+from .schedulers import Scheduler, _one_of, check_floats, randn, settings
+from .tensors import check_number, whole_number
 
 # %% ../nbs/25_samplers.ipynb #00000013
 def _check_eta(eta):
