@@ -27,7 +27,7 @@ from miniai.samplers import (
 )
 from miniai.schedulers import DDPMScheduler, randn
 from miniai.tensors import set_seed
-from miniai.unet import UNet
+from miniai.unet import SelfAttention, UNet
 
 
 def awake(model, seed=0):
@@ -318,6 +318,16 @@ def test_without_classes_nothing_has_changed():
     assert extra == {'classes.weight'} and b.classes.weight.shape == (8, 64)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
     assert sum(p.numel() for p in a.parameters()) == 109_905
+
+
+def test_attention_equals_pytorchs():
+    att, h = awake(SelfAttention(32)), torch.randn(2, 32, 4, 4, generator=seeded(0))
+    theirs = nn.MultiheadAttention(32, 2, batch_first=True).requires_grad_(False)
+    for a, b in ((theirs.in_proj_weight, att.qkv.weight), (theirs.in_proj_bias, att.qkv.bias),
+                 (theirs.out_proj.weight, att.out.weight), (theirs.out_proj.bias, att.out.bias)):
+        a.copy_(b)
+    y = att.norm(h).flatten(2).transpose(1, 2)
+    assert torch.allclose(att(h), h + theirs(y, y, y)[0].transpose(1, 2).view_as(h), atol=1e-4)
 
 
 def test_saved_with_classes_and_patches_and_loaded_again(tmp_path):
