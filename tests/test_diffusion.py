@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from miniai.data import DataLoaders, TensorLoader
-from miniai.diffusion import DiffusionCB, diffusion_learner, sample, sample_batches
+from miniai.diffusion import (
+    DiffusionCB,
+    diffusion_learner,
+    sample,
+    sample_batches,
+    stratified_times,
+)
 from miniai.learner import Callback
 from miniai.momentum import MomentumScheduler
 from miniai.samplers import (
@@ -305,6 +311,14 @@ def test_every_scheduler_trains_on_pictures_of_variance_one(make, kind):
         start = scheduler.add_noise(x0[:1], noise[:1], at)
         seen = scheduler.scale_model_input(start, at[0])
         assert torch.allclose(seen, scheduler.noisy(x0[:1], noise[:1], at.long()), atol=1e-3)
+
+
+def test_stratified_times_are_uniform_each_and_even_together():
+    set_seed(0)
+    t = torch.stack([stratified_times(64, 1000) for _ in range(2000)]).float()
+    assert t.min() == 0 and t.max() == 999
+    assert (t.sort(1)[0]//(1000/64)).std(0).max() < 0.3         # one in each strip
+    assert (t.mean(0) - 499.5).abs().max() < 40                 # and each picture's is anywhere
 
 
 # --- the U-Net's classes and patches ---
