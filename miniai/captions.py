@@ -53,7 +53,8 @@ def digit_caption(label, ink, paper, thickness='normal', slant='upright', templa
         words[name] = word = dict(enumerate(ATTRIBUTES[name])).get(word, word)
         if word not in ATTRIBUTES[name]:
             raise ValueError(f"unknown {name} {word!r}: known are {', '.join(ATTRIBUTES[name])}")
-    return TEMPLATES[template].format(**words | dict(slant=LEAN[words['slant']]))
+    template = TEMPLATES[whole_number('template', template, 0, len(TEMPLATES) - 1)]
+    return template.format(**words | dict(slant=LEAN[words['slant']]))
 
 # %% ../nbs/30_captions.ipynb #00000022
 def slant_of(m) -> torch.Tensor:
@@ -310,10 +311,12 @@ class CaptionJudge(HubModel):
 
         `wanted`: what they should show, `(n, 5)` in the order of `ATTRIBUTES`; -1: not said. Also
         `colours`: digit and both colours right; `all`: all that's wanted."""
-        if wanted.shape != (len(x), len(ATTRIBUTES)):
-            raise ValueError(f"expected attributes ({len(x)}, 5), but got {tuple(wanted.shape)}")
-        said = wanted.cpu() != -1
-        ok = (self(x).cpu() == wanted.cpu()) | ~said
+        wanted, kinds = torch.as_tensor(wanted).cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
+        if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < kinds)).all():
+            raise ValueError(f"expected attributes ({len(x)}, 5), from -1 to below {kinds.tolist()}"
+                             f", but got {tuple(wanted.shape)}: {wanted.tolist()!s:.60}")
+        said = wanted != -1
+        ok = (self(x).cpu() == wanted) | ~said
         right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}
         right |= dict(colours=ok[:, :3].all(1), all=ok.all(1))
         return {name: v.float().mean().item() for name, v in right.items()}

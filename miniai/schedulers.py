@@ -26,7 +26,8 @@ def _one_of(name, value, known):
 def check_floats(x):
     "Raises `TypeError` unless `x` is a tensor of floats."
     if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
-        raise TypeError(f"pictures must be floats, but are {getattr(x, 'dtype', type(x))}")
+        what = getattr(x, 'dtype', 0) if isinstance(x, torch.Tensor) else type(x)
+        raise TypeError(f"expected a tensor of floats, but got {what}")
 
 def make_betas(schedule, n, start=1e-4, end=0.02) -> torch.Tensor:
     """Returns how much noise each of `n` steps adds: `(n,)`, float32, in (0, 1).
@@ -59,7 +60,8 @@ class Config(dict):
 
 def settings(arguments) -> dict:
     "Returns a constructor's arguments by name, given its `locals()`."
-    return {k: v for k, v in arguments.items() if k not in ('self', 'more', '__class__')}
+    plain = {k: v.item() if hasattr(v, 'item') else v for k, v in arguments.items()}
+    return {k: v for k, v in plain.items() if k not in ('self', 'more', '__class__')}
 
 def randn(shape, generator=None, device=None, dtype=None) -> torch.Tensor:
     """Returns standard normal noise `(n, ...)` on `device`, drawn where the generators live.
@@ -101,6 +103,9 @@ class Scheduler:
                  beta_schedule='linear', prediction_type='epsilon', clip_sample=True,
                  clip_sample_range=1., timestep_spacing='leading', steps_offset=0, **more):
         self.config = Config(settings(locals()) | more)
+        for k, p in inspect.signature(type(self)).parameters.items():
+            if isinstance(p.default, bool):
+                _one_of(k, self.config.get(k, p.default), (True, False))
         _one_of('prediction_type', prediction_type, ('epsilon', 'sample', 'v_prediction'))
         _one_of('timestep_spacing', timestep_spacing, ('leading', 'trailing', 'linspace'))
         check_number('clip_sample_range', clip_sample_range, lambda v: v > 0, 'more than 0')
@@ -217,12 +222,12 @@ class Scheduler:
 
     def _find(self, t):
         "Which of the chosen times `t` is: the next in turn if it's that, else wherever it stands."
-        t = t.item() if isinstance(t, torch.Tensor) else t
+        t = t.item() if isinstance(t, torch.Tensor) and t.numel() == 1 else t
+        if np.ndim(t) or t not in self._index:
+            raise ValueError(f"time {t!r:.60} is not among the {len(self._times)} times chosen by "
+                             "set_timesteps")
         if self._i < len(self._times) and self._times[self._i] == t:
             return self._i
-        if t not in self._index:
-            raise ValueError(f"time {t} is not among the {len(self._times)} times chosen by "
-                             "set_timesteps")
         return self._index[t]
 
     def scale_model_input(self, sample, timestep=None): return sample
@@ -233,6 +238,8 @@ class Scheduler:
         `model_output` is the model's answer at `timestep`, shaped like `sample`, which is x_t.
         Calculates in single precision at least, and returns a tuple of `.prev_sample` and
         `.pred_original_sample` in that of `sample`."""
+        check_floats(sample)
+        check_floats(model_output)
         i, dtype = self._find(timestep), sample.dtype
         finer = torch.promote_types(dtype, torch.float32)
         x, x0 = self._step(i, model_output.to(finer), sample.to(finer), generator, **options)
@@ -247,9 +254,10 @@ class Scheduler:
         Raises `ValueError` for a kind without betas (flow matching, EDM), or whose model is asked
         in another way (LCM), and for a setting that this one hasn't, unless it does nothing."""
         known = inspect.signature(cls.__init__).parameters
-        kind = config.get('_class_name', '?') if isinstance(config, dict) else config
+        kind = config.get('_class_name', [*config]) if isinstance(config, dict) else config
         if 'beta_schedule' not in config or re.search('Flow|EDM|LCM|TCD', str(kind)):
-            raise ValueError(f"settings of the kind {kind!r:.50} mean nothing to {cls.__name__}")
+            raise ValueError(f"settings of the kind {kind!r:.60} mean nothing to {cls.__name__}: it "
+                             "needs those of a scheduler with betas")
         for k, v in config.items():
             ours = k in known or k in _OTHERS or k.startswith('_')
             if not ours and (isinstance(v, (list, dict, np.ndarray)) or v not in _NOTHING):
@@ -265,7 +273,12 @@ class Scheduler:
     @classmethod
     def from_pretrained(cls, folder):
         "Returns the scheduler that `save_pretrained` wrote there."
-        return cls.from_config(json.loads((Path(folder)/'scheduler_config.json').read_text()))
+        path = Path(folder)/'scheduler_config.json'
+        try:
+            config = json.loads(path.read_text())
+        except ValueError as e:
+            raise ValueError(f"{str(path)!r} is damaged ({e}): save the scheduler again") from e
+        return cls.from_config(config)
 
 # %% ../nbs/21_schedulers.ipynb #0000001f
 class DDPMScheduler(Scheduler):
