@@ -95,7 +95,7 @@ class Autoencoder(HubModel):
 
         Latents of `x` times it have unit standard deviation (Rombach et al. 2022, section G).
         """
-        std = encode_all(self, x).std().item() if len(x) else 0.
+        std = encode_all(self, x).std().item()
         check_number('the standard deviation', std, lambda v: v > 0, 'more than 0: other pictures')
         return self.keep(scaling_factor=1/std)
 
@@ -211,7 +211,6 @@ class VAELoss:
 
     def __call__(self, preds, x):
         if isinstance(preds, torch.Tensor):
-            raise TypeError("VAELoss is for a VAE, which answers (pictures, mean, logvar), but got "
-                            f"{describe(preds)}: an Autoencoder needs reconstruction_loss")
+            raise TypeError(f"VAELoss is for a VAE, which answers three, not {describe(preds)}")
         y, mean, logvar = preds
         return self.loss_func(y, x) + self.kl_weight*kl_divergence(mean, logvar).mean()

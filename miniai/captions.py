@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .classifier import AugmentCB, Classifier, HubModel, RandomAffines, train_classifier
 from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .plot import to_pil
-from .tensors import set_seed, whole_number
+from .tensors import check_one_of, set_seed, whole_number
 from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000017
@@ -51,10 +51,8 @@ def digit_caption(label, ink, paper, thickness='normal', slant='upright', templa
     words = dict(label=label, ink=ink, paper=paper, thickness=thickness, slant=slant)
     for name, word in words.items():
         words[name] = word = dict(enumerate(ATTRIBUTES[name])).get(word, word)
-        if word not in ATTRIBUTES[name]:
-            raise ValueError(f"unknown {name} {word!r}: known are {', '.join(ATTRIBUTES[name])}")
-    template = TEMPLATES[whole_number('template', template, 0, len(TEMPLATES) - 1)]
-    return template.format(**words | dict(slant=LEAN[words['slant']]))
+        check_one_of(name, word, ATTRIBUTES[name])
+    return TEMPLATES[template].format(**words | dict(slant=LEAN[words['slant']]))
 
 # %% ../nbs/30_captions.ipynb #00000022
 def slant_of(m) -> torch.Tensor:
@@ -311,10 +309,9 @@ class CaptionJudge(HubModel):
 
         `wanted`: what they should show, `(n, 5)` in the order of `ATTRIBUTES`; -1: not said. Also
         `colours`: digit and both colours right; `all`: all that's wanted."""
-        wanted, kinds = torch.as_tensor(wanted).cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
-        if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < kinds)).all():
-            raise ValueError(f"expected attributes ({len(x)}, 5), from -1 to below {kinds.tolist()}"
-                             f", but got {tuple(wanted.shape)}: {wanted.tolist()!s:.60}")
+        wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
+        if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
+            raise ValueError(f"expected ({len(x)}, 5) numbers of ATTRIBUTES, not {wanted!r:.60}")
         said = wanted != -1
         ok = (self(x).cpu() == wanted) | ~said
         right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}

@@ -22,15 +22,14 @@ from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import check_number, whole_number
+from .tensors import check_finite, check_number, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
     "A setting as JSON keeps it, of the kind of its default `like`; `ValueError` for another kind."
     value = value.tolist() if hasattr(value, 'tolist') else value      # NumPy's and PyTorch's
-    if value is like or like is None and isinstance(value, dict):
-        return value
-    if type(like) not in (int, float, tuple, type(None)):
+    free = isinstance(value, dict) and like is None
+    if value is like or free or type(like) not in (int, float, tuple, type(None)):
         return value
     if value and isinstance(value, (list, tuple)) and not isinstance(like, (int, float)):
         return [_plain(f'{name}[{i}]', v, like[0] if like else 1) for i, v in enumerate(value)]
@@ -58,10 +57,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     list of these; where it is None, whole numbers or a dict. Others raise `ValueError`.
     """
     def keep(self, **settings):
-        "Sets attributes, and the settings of these names that are saved; returns the model."
+        "Changes settings that are attributes, also as they're saved; returns the model."
         vars(self).update(settings)
-        config = self._hub_mixin_config
-        config.update({k: v for k, v in settings.items() if k in config})
+        self._hub_mixin_config |= settings
         return self
 
     @classmethod
@@ -84,8 +82,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
             tensors = {k: v.clone() for k, v in load_file(Path(folder)/names[1]).items()}
             model.load_state_dict(tensors, assign=True)
             for k, v in tensors.items():
-                if not v.isfinite().all():
-                    raise ValueError(f"{k} holds NaN or infinite values")
+                check_finite(k, v, 'train it again')
         except (ValueError, TypeError, RuntimeError, SafetensorError) as e:
             raise ValueError(f"the files in {str(folder)!r} don't fit {cls.__name__}: "
                              + ' '.join(str(e).split())[:200]) from e

@@ -8,6 +8,7 @@ __all__ = ['build_parser', 'main']
 # %% ../nbs/90_cli.ipynb #00000002
 import argparse
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -99,7 +100,13 @@ class _Pulse:
 
     def write(self, text):
         self.last = time.monotonic()
-        return self.out.write(text)
+        try:
+            self.out.write(text)
+            self.out.flush()
+        except BrokenPipeError:        # nobody reads any more, but the files are wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+
+    def flush(self): return None       # `write` has done it
 
     def _beat(self):
         while not self.over.wait(0.25):

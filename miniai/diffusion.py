@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
-from .classifier import HubModel
 from .learner import Callback, DeviceCB, Learner, describe, modes_kept
-from .schedulers import Scheduler, check_floats, randn
-from .tensors import check_has, check_number, default_device
+from .schedulers import Scheduler, randn
+from .tensors import check_finite, check_floats, check_has, check_number, default_device
 from .threads import Threads
 
 # %% ../nbs/23_diffusion.ipynb #0000000e
@@ -35,9 +34,9 @@ class DiffusionCB(Callback):
 
     Ho et al. 2020, algorithm 1. `scheduler` says how noise is added and what a model should answer.
     With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share
-    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). Notes on the model what the
-    noise was, as its setting `trained_by`. Raises `ValueError` where the model has no such classes, or
-    pictures are far outside [-1, 1]."""
+    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). A model's setting
+    `trained_by` becomes what the noise was. Raises `ValueError` where the model has no such
+    classes, or pictures are far outside [-1, 1]."""
     order = -50
 
     def __init__(self, scheduler, cond_drop=None):
@@ -50,12 +49,10 @@ class DiffusionCB(Callback):
         model = getattr(learn.model, 'module', learn.model)
         self.num_classes = getattr(model, 'num_classes', None)
         if self.cond_drop is not None and self.num_classes is None:
-            raise ValueError("cond_drop tells the model the classes, but this one knows none: "
-                             "build it with num_classes, or leave cond_drop out")
-        config = getattr(self.scheduler, 'config', {})     # `sample` compares
-        noise = {k: config[k] for k in _NOISE if k in config} or None
-        keep = model.keep if isinstance(model, HubModel) else vars(model).update
-        keep(trained_by=noise)
+            raise ValueError("cond_drop tells classes, but this model is built without num_classes")
+        if hasattr(model, 'trained_by'):                   # a setting, by which `sample` compares
+            config = getattr(self.scheduler, 'config', {})
+            model.keep(trained_by={k: config[k] for k in _NOISE if k in config} or None)
 
     def before_batch(self, learn):
         x0 = learn.batch[0]
@@ -105,12 +102,6 @@ def _check_pair(model, scheduler):
                 f"the model was trained to answer {answer!r} at {len(there)} times, this scheduler "
                 f"is for {kind!r} at {len(left)}, or has other betas: make it with from_config")
 
-def _all_finite(x):
-    if not x.isfinite().all():
-        raise ValueError("the pictures hold NaN or infinite values: are the model's weights good, "
-                         "is a guidance scale too large? More steps may help")
-    return x
-
 # %% ../nbs/23_diffusion.ipynb #00000014
 @torch.no_grad()
 def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=None, callback=None):
@@ -149,7 +140,7 @@ def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=Non
             x = step.prev_sample
             if callback:
                 callback(i, t, x, getattr(step, 'pred_original_sample', None))
-    return _all_finite(x)
+    return check_finite('what was drawn', x, 'look at the weights, at the scale of guidance')
 
 def _check_start(start, generator):
     "Returns the tensor, or the shape in plain numbers; raises what's wrong with it or `generator`."

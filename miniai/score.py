@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .learner import Callback
-from .tensors import check_number, whole_number
+from .tensors import check_finite, check_floats, check_number, whole_number
 
 # %% ../nbs/20_score.ipynb #00000006
 def add_noise(x, s=None, generator=None) -> tuple:
@@ -19,8 +19,7 @@ def add_noise(x, s=None, generator=None) -> tuple:
     `x`: pictures `(n, c, h, w)`. `s`: `(n,)` amounts of noise from 0 (none) to 1 (nothing else);
     drawn evenly if not given. `generator`: on the processor, or PyTorch's global one. Raises
     `ValueError` for amounts outside of [0, 1]."""
-    if not x.is_floating_point():
-        raise TypeError(f"pictures are floats in [-1, 1], but these are {x.dtype}")
+    check_floats(x)
     s = torch.rand(len(x), generator=generator) if s is None else torch.as_tensor(s)
     s = s.to(x.device)
     if s.shape != x.shape[:1] or not (s.min() >= 0 and s.max() <= 1):
@@ -89,9 +88,7 @@ def gradient_ascent(f, x, steps=60, length=0.5, gradient=input_gradient) -> list
     path = [x.detach()]
     for i in range(whole_number('steps', steps, 0)):
         g = gradient(f, path[-1])
-        if not g.isfinite().all():
-            raise ValueError(f"the gradient isn't finite in step {i}: is there a NaN or infinity "
-                             "in f, or in the picture?")
+        check_finite(f'the gradient in step {i}', g, 'does f, or does the picture?')
         norm = g.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1]*(x.ndim - 1))
         path.append(path[-1] + length*(1 - i/steps)*g/norm)
     return path

@@ -139,15 +139,13 @@ class UNet(HubModel):
             raise ValueError(f"height and width must be multiples of {factor}, but they "
                              f"are {tuple(x.shape[2:])}: resize the pictures or use fewer widths")
         if t.shape != x.shape[:1]:
-            raise ValueError("one time for each picture: expected t of shape "
-                             f"({len(x)},), but got {tuple(t.shape)}")
+            raise ValueError(f"expected one time for each, ({len(x)},), but got {tuple(t.shape)}")
         if context is not None:
             self._check_context(context, len(x))
 
     def _check_context(self, context, n):
         if self.num_classes is None:
-            raise ValueError("this U-Net takes no context: build it with num_classes, or leave "
-                             "the context out")
+            raise ValueError("this U-Net takes no context: leave it out, or build with num_classes")
         if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
             raise TypeError("context must be classes, an int64 tensor: torch.as_tensor(...).long()")
         if context.shape != (n,):
