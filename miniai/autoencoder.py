@@ -106,7 +106,8 @@ def encode_all(model, x, batch_size=500) -> torch.Tensor:
     `x` is a tensor of pictures, or something that gives one when it's sliced.
     """
     device = next(model.parameters()).device
-    starts = range(0, max(1, len(x)), whole_number('batch_size', batch_size))
+    n = whole_number('the number of pictures', len(x))
+    starts = range(0, n, whole_number('batch_size', batch_size))
     return torch.cat([model.encode(x[i:i + batch_size].to(device)) for i in starts])
 
 # %% ../nbs/31_autoencoder.ipynb #0000001a

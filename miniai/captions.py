@@ -250,7 +250,7 @@ def measure_colours(x) -> tuple:
     furthest from that. Raises `ValueError` for another shape, under 8x8 pixels, and for NaN."""
     if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8 or not (x.abs() < 5).all():
         raise ValueError(f"expected (n, 3, h, w) in [-1, 1], 8x8 or more; got {tuple(x.shape)}")
-    frame = F.pad(torch.zeros_like(x[0, 0, 2:-2, 2:-2]), (2, 2, 2, 2), value=1).bool()
+    frame = F.pad(x.new_zeros([n - 4 for n in x.shape[2:]]), (2, 2, 2, 2), value=1).bool()
     paper, pixels = x[..., frame].median(2)[0], x.flatten(2)
     far = (pixels - paper[..., None]).square().sum(1).topk(pixels.shape[2]//32)[1]
     return pixels.gather(2, far[:, None].expand(-1, 3, -1)).mean(2), paper
@@ -311,7 +311,7 @@ class CaptionJudge(HubModel):
         `colours`: digit and both colours right; `all`: all that's wanted."""
         wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
         if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
-            raise ValueError(f"expected ({len(x)}, 5) numbers of ATTRIBUTES, not {wanted!r:.60}")
+            raise ValueError(f"expected ({len(x)}, 5) numbers of ATTRIBUTES, not {wanted!r:.50}")
         said = wanted != -1
         ok = (self(x).cpu() == wanted) | ~said
         right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}

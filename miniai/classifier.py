@@ -82,7 +82,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
             tensors = {k: v.clone() for k, v in load_file(Path(folder)/names[1]).items()}
             model.load_state_dict(tensors, assign=True)
             for k, v in tensors.items():
-                check_finite(k, v, 'train it again')
+                check_finite(f'weights {k}', v, 'train it again')
         except (ValueError, TypeError, RuntimeError, SafetensorError) as e:
             raise ValueError(f"the files in {str(folder)!r} don't fit {cls.__name__}: "
                              + ' '.join(str(e).split())[:200]) from e

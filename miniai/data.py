@@ -50,7 +50,7 @@ def held_out_split(dataset_dict) -> str:
     splits = list(dataset_dict) if isinstance(dataset_dict, dict) else []
     held = [k for k in _HELD_OUT if k in splits]
     if 'train' not in splits or not held:
-        raise ValueError(f"expected a dict of 'train' and 'test', not {splits or type(dataset_dict)}")
+        raise ValueError(f"expected a dict, 'train' and 'test', not {splits or type(dataset_dict)}")
     return held[0]
 
 def _read(name):
@@ -68,8 +68,8 @@ def _read(name):
         if folder:
             raise ValueError(f"{name!r} can't be read as pictures ({said}): expected picture "
                              "files, one sub-folder of them per class, no []*? in its name") from e
-        raise FileNotFoundError(f"no data set called {name!r}, nor a folder ({said}): is it right? "
-                                "Or put a copy in the folder that MINIAI_DATA names") from e
+        raise FileNotFoundError(f"no data set called {name!r}, nor a folder ({said}). Without a "
+                                "network, put a copy in the folder that MINIAI_DATA names") from e
 
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
@@ -222,7 +222,7 @@ def _cut(ds, valid_size):
     n, y = len(ds), np.asarray(_targets(ds, 'label'))
     held = int(np.ceil(valid_size*n)) if 0 < valid_size < 1 else 0
     if not 0 < held < n:
-        raise ValueError(f"valid_size is {valid_size}, expected 0 or a share that leaves both some")
+        raise ValueError(f"valid_size is {valid_size}, expected a share that splits {n}, or else 0")
     classes, counts = np.unique(y, return_counts=True)
     by = y if counts.min() > 1 and len(classes) <= min(held, n - held) else None
     rows = train_test_split(np.arange(n), test_size=held, random_state=0, stratify=by)

@@ -140,7 +140,7 @@ def sample(model, scheduler, shape_or_x, num_inference_steps=1000, generator=Non
             x = step.prev_sample
             if callback:
                 callback(i, t, x, getattr(step, 'pred_original_sample', None))
-    return check_finite('what was drawn', x, 'look at the weights, at the scale of guidance')
+    return check_finite('the pictures', x, 'look at the weights, and at the scale of guidance')
 
 def _check_start(start, generator):
     "Returns the tensor, or the shape in plain numbers; raises what's wrong with it or `generator`."

@@ -88,7 +88,7 @@ def gradient_ascent(f, x, steps=60, length=0.5, gradient=input_gradient) -> list
     path = [x.detach()]
     for i in range(whole_number('steps', steps, 0)):
         g = gradient(f, path[-1])
-        check_finite(f'the gradient in step {i}', g, 'does f, or does the picture?')
+        check_finite(f'the gradients in step {i}', g, 'does f, or does the picture?')
         norm = g.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1]*(x.ndim - 1))
         path.append(path[-1] + length*(1 - i/steps)*g/norm)
     return path

@@ -76,7 +76,7 @@ def check_floats(*xs):
 def check_finite(name, x, hint):
     "The tensor `x`. Raises `ValueError`, which ends in `hint`, where it holds NaN or infinity."
     if not x.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite values: {hint}")
+        raise ValueError(f"{name} hold NaN or infinite values: {hint}")
     return x
 
 def check_has(expected, value, method):
