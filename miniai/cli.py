@@ -100,13 +100,15 @@ class _Pulse:
 
     def write(self, text):
         self.last = time.monotonic()
+        return self._try(self.out.write, text)
+
+    def flush(self): return self._try(self.out.flush)
+
+    def _try(self, f, *args):
         try:
-            self.out.write(text)
-            self.out.flush()
+            return f(*args)
         except BrokenPipeError:        # nobody reads any more, but the files are wanted
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
-
-    def flush(self): return None       # `write` has done it
 
     def _beat(self):
         while not self.over.wait(0.25):
@@ -137,6 +139,7 @@ def _run(command, args):
             raise KeyboardInterrupt
         work(**args)
     finally:
+        pulse.flush()
         sys.stdout = pulse.out
         pulse.over.set()
 

@@ -84,8 +84,7 @@ def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind."
     check_takes('a model(x, t, context)', model, 'x', 't', 'context')
     if getattr(model, 'num_classes', 0) is None:
-        raise ValueError("this model was built without classes: expected UNet(num_classes=...), "
-                         "trained with cond_drop")
+        raise ValueError("this model was built without classes: expected UNet(num_classes=...)")
     return getattr(model, 'num_classes', None)
 
 def _context(c, num_classes, name):

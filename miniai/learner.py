@@ -214,7 +214,8 @@ class Learner(_Loop):
         _in_order(self.cbs)
         check_has('a model that is made, an nn.Module', model, 'parameters')
         check_has('a loss_func(preds, targets) that is made', loss_func, '__call__')
-        check_has('DataLoaders(train, valid)', dls, 'train')
+        if not hasattr(dls, 'train'):
+            raise TypeError(f"expected DataLoaders(train, valid), but got {type(dls)}")
 
     def fit(self, n_epochs=1, lr=None, cbs=(), train=True, valid=True):
         """Trains for `n_epochs`, and validates after each. Returns the learner.
@@ -234,8 +235,7 @@ class Learner(_Loop):
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
             if self._loader() is None or not len(self._loader()):
-                name = 'train' if self.training else 'valid'
-                raise ValueError(f"dls.{name} has no batches: is its data set empty?")
+                raise ValueError(f"dls.{'train' if self.training else 'valid'} has no batches: fill it")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
         self.batch, self.preds, self.total_steps = None, None, n_epochs*len(self.dls.train)
         self.opt = self.opt_func(self.model.parameters(), lr=lr)

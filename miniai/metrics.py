@@ -167,8 +167,7 @@ def nearest_distance(x, train) -> torch.Tensor:
 
     `x` is `(n, c, h, w)`, `train` `(m, c, h, w)`."""
     if x.shape[1:] != train.shape[1:]:
-        raise ValueError(f"pictures are {tuple(x.shape[1:])}, the training pictures "
-                         f"{tuple(train.shape[1:])}: they must be alike")
+        raise ValueError(f"pictures {x.shape[1:]}, training pictures {train.shape[1:]}: not alike")
     if not len(train):
         raise ValueError("no training pictures to compare with")
     train, dist = train.flatten(1), []
