@@ -311,7 +311,7 @@ class CaptionJudge(HubModel):
         `colours`: digit and both colours right; `all`: all that's wanted."""
         wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
         if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
-            raise ValueError(f"expected ({len(x)}, 5) numbers of ATTRIBUTES, not {wanted!r:.50}")
+            raise ValueError(f"expected ({len(x)}, 5) of ATTRIBUTES, not {wanted.tolist()!s:.50}")
         said = wanted != -1
         ok = (self(x).cpu() == wanted) | ~said
         right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}

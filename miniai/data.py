@@ -265,10 +265,9 @@ class DataLoaders:
 
     def show_batch(self, n=16):
         "Draws the first `n` pictures of a training batch, with their labels; changes nothing."
-        n = whole_number('n', n)
         with rng_kept(self):
-            x, y = next(iter(self.train))
-        return show_images(x[:n], titles=y[:n].tolist() if isinstance(y, torch.Tensor) else y[:n])
+            x, y = (o[:whole_number('n', n)] for o in next(iter(self.train)))
+        return show_images(x, titles=y.tolist() if isinstance(y, torch.Tensor) else y)
 
 # %% ../nbs/10_data.ipynb #00000033
 def generators_of(dls):

@@ -100,7 +100,7 @@ def _check_pair(model, scheduler):
         if answer != kind or there.shape != left.shape or not there.allclose(left, atol=1e-4):
             raise ValueError(
                 f"the model was trained to answer {answer!r} at {len(there)} times, this scheduler "
-                f"is for {kind!r} at {len(left)}, or has other betas: make it with from_config")
+                f"is for {kind!r} at {len(left)}, or has other betas: make it from_config")
 
 # %% ../nbs/23_diffusion.ipynb #00000014
 @torch.no_grad()

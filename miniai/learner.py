@@ -235,7 +235,7 @@ class Learner(_Loop):
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
             if self._loader() is None or not len(self._loader()):
-                raise ValueError(f"dls.{'train' if self.training else 'valid'} has no batches: fill it")
+                raise ValueError(f"dls.{'train' if self.training else 'valid'} has no batches")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
         self.batch, self.preds, self.total_steps = None, None, n_epochs*len(self.dls.train)
         self.opt = self.opt_func(self.model.parameters(), lr=lr)
