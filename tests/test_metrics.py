@@ -477,7 +477,7 @@ BAD = [
     (lambda: with_floor(fid, F8, F8[:20], 20), "can't draw 20 of 40 new rows and of 20 real ones"),
     (lambda: with_floor(fid, F8[:5], F8, 6), "can't draw 6 of 5 new rows"),
     (lambda: with_floor(fid, F8, F8, 0), 'of at least 1'),
-    (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'must be alike'),
+    (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'not alike'),
 ]
 
 
@@ -498,11 +498,11 @@ def test_bad_samples_are_named(ev):
     for samples, message in [
         (
             pictures(9).repeat(1, 1, 2, 2),
-            r'pictures are \(1, 16, 16\), the training pictures \(1, 8, 8\)',
+            r'pictures .*1, 16, 16.*training pictures .*1, 8, 8',
         ),
         (pictures(5), 'there are 5 samples: at least 8'),
         (iter(()), 'there are 0 samples'),
-        ([pictures(20), pictures(20)[:, :, :4]], 'must be alike'),
+        ([pictures(20), pictures(20)[:, :, :4]], 'not alike'),
         (pictures(20) * math.nan, 'features of the samples hold NaN'),
     ]:
         with pytest.raises(ValueError, match=message):

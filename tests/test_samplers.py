@@ -601,7 +601,7 @@ def test_bad_input_is_refused(cls):
     for kw, words in (
         (dict(prediction_type='noise'), "prediction_type is 'noise'"),
         (dict(timestep_spacing='even'), "timestep_spacing is 'even'"),
-        (dict(beta_schedule='sine'), "beta_schedule 'sine'"),
+        (dict(beta_schedule='sine'), "beta_schedule is 'sine'"),
     ):
         with pytest.raises(ValueError, match=words):
             cls(**kw)
