@@ -72,7 +72,7 @@ class Autoencoder(HubModel):
     def decode(self, z):
         "Returns pictures in [-1, 1] for latents `(n, latent_channels, h, w)`."
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
-            raise ValueError(f"takes latents (n, {self.latent_channels}, h, w), not {tuple(z.shape)}")
+            raise ValueError(f"no latents (n, {self.latent_channels}, h, w): {tuple(z.shape)}")
         return self.decoder(z).tanh()
 
     def forward(self, x): return self.decode(self.encode(x))
