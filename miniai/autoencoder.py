@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
 from .classifier import HubModel
 from .conv import ResBlock, norm
-from .learner import Callback, DeviceCB, Learner
-from .tensors import whole_number
+from .learner import Callback, DeviceCB, Learner, describe
+from .tensors import check_number, whole_number
 
 # %% ../nbs/31_autoencoder.ipynb #00000015
 def _levels(in_channels, widths, n_blocks, patch):
@@ -72,8 +72,7 @@ class Autoencoder(HubModel):
     def decode(self, z):
         "Returns pictures in [-1, 1] for latents `(n, latent_channels, h, w)`."
         if z.ndim != 4 or z.shape[1] != self.latent_channels:
-            raise ValueError(f"this decoder takes latents (n, {self.latent_channels}, h, w), but "
-                             f"got {tuple(z.shape)}: were they made by another model?")
+            raise ValueError(f"no latents (n, {self.latent_channels}, h, w): {tuple(z.shape)}")
         return self.decoder(z).tanh()
 
     def forward(self, x): return self.decode(self.encode(x))
@@ -95,9 +94,9 @@ class Autoencoder(HubModel):
 
         Latents of `x` times it have unit standard deviation (Rombach et al. 2022, section G).
         """
-        self.scaling_factor = 1/encode_all(self, x).std().item()
-        self._hub_mixin_config['scaling_factor'] = self.scaling_factor
-        return self
+        std = encode_all(self, x).std().item()
+        check_number('the standard deviation', std, lambda v: v > 0, 'more than 0: other pictures')
+        return self.keep(scaling_factor=1/std)
 
 @torch.no_grad()
 def encode_all(model, x, batch_size=500) -> torch.Tensor:
@@ -106,7 +105,8 @@ def encode_all(model, x, batch_size=500) -> torch.Tensor:
     `x` is a tensor of pictures, or something that gives one when it's sliced.
     """
     device = next(model.parameters()).device
-    starts = range(0, len(x), batch_size)
+    n = whole_number('the number of pictures', len(x))
+    starts = range(0, n, whole_number('batch_size', batch_size))
     return torch.cat([model.encode(x[i:i + batch_size].to(device)) for i in starts])
 
 # %% ../nbs/31_autoencoder.ipynb #0000001a
@@ -123,8 +123,9 @@ def reconstruction_loss(y, x, l1=0.1, contrast=0.5) -> torch.Tensor:
     `l1` is the weight of the absolute error, which is added. `contrast` weights pictures of low
     contrast up: at 0 all pictures count alike, at 1 all digits do, however faint.
     """
-    if y.shape != x.shape:
-        raise ValueError(f"pictures {tuple(y.shape)} can't be compared with {tuple(x.shape)}")
+    if getattr(y, 'shape', 0) != x.shape:
+        raise ValueError(f"{describe(y)} can't be compared with {describe(x)}: a VAE, which "
+                         "answers three things, needs VAELoss()")
     d, weight = y - x, (x.var((2, 3)).mean(1) + 0.05)**-contrast
     return ((d.square() + l1*d.abs()).mean((1, 2, 3))*weight/weight.mean()).mean()
 
@@ -205,8 +206,11 @@ class VAE(Autoencoder):
 class VAELoss:
     "`loss_func`, and `kl_weight` times the mean KL divergence in nats."
     def __init__(self, kl_weight=2e-6, loss_func=reconstruction_loss):
+        check_number('kl_weight', kl_weight, lambda v: v >= 0, '0 or more')
         self.kl_weight, self.loss_func = kl_weight, loss_func
 
     def __call__(self, preds, x):
+        if isinstance(preds, torch.Tensor):
+            raise TypeError(f"VAELoss is for a VAE, which answers three, not {describe(preds)}")
         y, mean, logvar = preds
         return self.loss_func(y, x) + self.kl_weight*kl_divergence(mean, logvar).mean()

@@ -18,11 +18,12 @@ from torch import nn
 
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
-from .tensors import check_number, whole_number
+from .tensors import check_number, check_one_of, whole_number
 
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
     "Returns the share of rows whose largest score `preds` `(n, classes)` is the right class."
+    whole_number('the number of scores in a row', preds[0].numel(), 2)
     return (preds.argmax(1) == targets.view(len(preds))).float().mean()     # no broadcasting
 
 def _has_state(metric): return hasattr(metric, 'update') and hasattr(metric, 'compute')
@@ -216,17 +217,19 @@ class ScheduleCB(Callback):
 class SchedulerCB(Callback):
     """Any of torch's schedulers: `make(optimizer)` gives one.
 
-    It is stepped after each training step, or between epochs with `per='epoch'`, with the
-    held-out loss where it wants one (`ReduceLROnPlateau`, which needs `MetricsCB`).
+    It is stepped after each training step, or between epochs with `per='epoch'`. In any case
+    between epochs, and with the held-out loss: `ReduceLROnPlateau`, which needs `MetricsCB`.
     """
     role, in_trials = 'sets the learning rate', False
 
     def __init__(self, make, per='batch'):
-        if per not in ('batch', 'epoch'):
-            raise ValueError(f"per is {per!r}, expected 'batch' or 'epoch'")
+        check_one_of('per', per, ('batch', 'epoch'))
         self.make, self.per = make, per
 
-    def before_fit(self, learn): self.sched = self.make(learn.opt)
+    def before_fit(self, learn):
+        self.sched = self.make(learn.opt)
+        if isinstance(self.sched, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.per = 'epoch'
 
     def after_step(self, learn):
         if self.per == 'batch':
@@ -270,16 +273,14 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     In it: `lrs`, the smoothed `losses`, and `suggestion`, the rate where they fall fastest. The
     learner is left as it is. Raises `ValueError` if the loss never falls.
     """
-    if not 0 < low < high:
-        raise ValueError(f"low is {low} and high is {high}, expected 0 < low < high")
+    check_number('low', low, lambda v: 0 < v < high, f'more than 0 and below high, {high}')
     sweep = _Sweep([low*(high/low)**(i/max(1, n_steps - 1)) for i in range(n_steps)])
     with rng_kept(learn.dls):
         learn.trial(cbs=[sweep]).fit(n_steps, lr=low, valid=False)
     losses = sweep.losses
     good = losses.index(min(losses)) if losses else 0      # behind it the loss only explodes
     if good < 4:
-        raise ValueError(f"the loss fell in only {good} steps of {n_steps=}: start at a smaller "
-                         "learning rate, or take more steps")
+        raise ValueError(f"the loss fell in only {good} of {n_steps=}: take more, or a smaller low")
     falls = [losses[i - 2] - losses[i + 2] for i in range(2, good - 1)]
     suggestion = sweep.lrs[2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
@@ -336,8 +337,7 @@ class NaNStopCB(Callback):
     It looks every `every` steps and at the end; `stopped` says whether it did. Models that other
     callbacks average (`EMACB`) are put back too.
     """
-    order, in_trials = 20, False
-    stopped, good, bad = False, (), 0.
+    order, in_trials, stopped, good, bad = 20, False, False, (), 0.
 
     def __init__(self, every=25): self.every = whole_number('every', every)
 

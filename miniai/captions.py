@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .classifier import AugmentCB, Classifier, HubModel, RandomAffines, train_classifier
 from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .plot import to_pil
-from .tensors import set_seed, whole_number
+from .tensors import check_one_of, set_seed, whole_number
 from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000017
@@ -51,8 +51,7 @@ def digit_caption(label, ink, paper, thickness='normal', slant='upright', templa
     words = dict(label=label, ink=ink, paper=paper, thickness=thickness, slant=slant)
     for name, word in words.items():
         words[name] = word = dict(enumerate(ATTRIBUTES[name])).get(word, word)
-        if word not in ATTRIBUTES[name]:
-            raise ValueError(f"unknown {name} {word!r}: known are {', '.join(ATTRIBUTES[name])}")
+        check_one_of(name, word, ATTRIBUTES[name])
     return TEMPLATES[template].format(**words | dict(slant=LEAN[words['slant']]))
 
 # %% ../nbs/30_captions.ipynb #00000022
@@ -251,7 +250,7 @@ def measure_colours(x) -> tuple:
     furthest from that. Raises `ValueError` for another shape, under 8x8 pixels, and for NaN."""
     if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8 or not (x.abs() < 5).all():
         raise ValueError(f"expected (n, 3, h, w) in [-1, 1], 8x8 or more; got {tuple(x.shape)}")
-    frame = F.pad(torch.zeros_like(x[0, 0, 2:-2, 2:-2]), (2, 2, 2, 2), value=1).bool()
+    frame = F.pad(x.new_zeros([n - 4 for n in x.shape[2:]]), (2, 2, 2, 2), value=1).bool()
     paper, pixels = x[..., frame].median(2)[0], x.flatten(2)
     far = (pixels - paper[..., None]).square().sum(1).topk(pixels.shape[2]//32)[1]
     return pixels.gather(2, far[:, None].expand(-1, 3, -1)).mean(2), paper
@@ -310,10 +309,11 @@ class CaptionJudge(HubModel):
 
         `wanted`: what they should show, `(n, 5)` in the order of `ATTRIBUTES`; -1: not said. Also
         `colours`: digit and both colours right; `all`: all that's wanted."""
-        if wanted.shape != (len(x), len(ATTRIBUTES)):
-            raise ValueError(f"expected attributes ({len(x)}, 5), but got {tuple(wanted.shape)}")
-        said = wanted.cpu() != -1
-        ok = (self(x).cpu() == wanted.cpu()) | ~said
+        wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
+        if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
+            raise ValueError(f"expected ({len(x)}, 5) of ATTRIBUTES, not {wanted.tolist()!s:.50}")
+        said = wanted != -1
+        ok = (self(x).cpu() == wanted) | ~said
         right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}
         right |= dict(colours=ok[:, :3].all(1), all=ok.all(1))
         return {name: v.float().mean().item() for name, v in right.items()}

@@ -44,6 +44,8 @@ def atomic_write(path):
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)
+    except OSError as e:
+        raise OSError(f"can't write {str(path)!r} ({e.strerror or e}): it is as it was") from e
     finally:
         aside.unlink(missing_ok=True)
 
@@ -207,6 +209,7 @@ class CheckpointCB(Callback):
         if not learn.complete or learn.training != learn.passes[-1] or not learn.is_main:
             return
         if done % self.every == 0 or done == learn.n_epochs:
+            self.folder.mkdir(parents=True, exist_ok=True)     # somebody may have removed it
             save_state(self.folder/f'epoch-{done:06d}.ckpt', self._state(learn, done))
             for p in list(filter(_is_ours, checkpoints(self.folder)))[:-self.keep]:
                 p.unlink()

@@ -22,13 +22,14 @@ from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import check_number, whole_number
+from .tensors import check_finite, check_number, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
     "A setting as JSON keeps it, of the kind of its default `like`; `ValueError` for another kind."
     value = value.tolist() if hasattr(value, 'tolist') else value      # NumPy's and PyTorch's
-    if value is like or type(like) not in (int, float, tuple, type(None)):
+    free = isinstance(value, dict) and like is None
+    if value is like or free or type(like) not in (int, float, tuple, type(None)):
         return value
     if value and isinstance(value, (list, tuple)) and not isinstance(like, (int, float)):
         return [_plain(f'{name}[{i}]', v, like[0] if like else 1) for i, v in enumerate(value)]
@@ -53,8 +54,14 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     """A model that is saved (`save_pretrained`) and loaded by the Hub's convention.
 
     Settings are of the kinds of their defaults: a whole number from 1 to 32,768, a number, or a
-    list of these; where it is None, whole numbers. Others raise `ValueError`.
+    list of these; where it is None, whole numbers or a dict. Others raise `ValueError`.
     """
+    def keep(self, **settings):
+        "Changes settings that are attributes, also as they're saved; returns the model."
+        vars(self).update(settings)
+        self._hub_mixin_config |= settings
+        return self
+
     @classmethod
     def from_pretrained(cls, folder, **hub):
         """Returns a model in evaluation mode and float32, from a folder or a Hub id.
@@ -74,6 +81,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
                 model = cls(**json.loads((Path(folder)/names[0]).read_text()))
             tensors = {k: v.clone() for k, v in load_file(Path(folder)/names[1]).items()}
             model.load_state_dict(tensors, assign=True)
+            for k, v in tensors.items():
+                check_finite(f'weights {k}', v, 'train it again')
         except (ValueError, TypeError, RuntimeError, SafetensorError) as e:
             raise ValueError(f"the files in {str(folder)!r} don't fit {cls.__name__}: "
                              + ' '.join(str(e).split())[:200]) from e
@@ -136,6 +145,8 @@ def affine(x, angle, dx, dy, scale, shear) -> torch.Tensor:
     `dy` as shares of the width (to the right) and height (down), `scale` a factor. What comes in
     from outside is -1. Agrees with torchvision's `affine`.
     """
+    if scale.device.type == 'cpu' and not (scale != 0).all():     # (a GPU would have to wait)
+        raise ValueError("scale holds a 0: nothing would be left of the picture")
     a, tan = torch.deg2rad(angle), torch.deg2rad(shear).tan()
     cos, sin, aspect = a.cos(), a.sin(), x.shape[-1]/x.shape[-2]
     # the inverse of R, in units of half a width and half a height

@@ -8,6 +8,7 @@ __all__ = ['build_parser', 'main']
 # %% ../nbs/90_cli.ipynb #00000002
 import argparse
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -99,7 +100,15 @@ class _Pulse:
 
     def write(self, text):
         self.last = time.monotonic()
-        return self.out.write(text)
+        return self._try(self.out.write, text)
+
+    def flush(self): return self._try(self.out.flush)
+
+    def _try(self, f, *args):
+        try:
+            return f(*args)
+        except BrokenPipeError:        # nobody reads any more, but the files are wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     def _beat(self):
         while not self.over.wait(0.25):
@@ -130,6 +139,7 @@ def _run(command, args):
             raise KeyboardInterrupt
         work(**args)
     finally:
+        pulse.flush()
         sys.stdout = pulse.out
         pulse.over.set()
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .plot import show_images, to_pil
-from .tensors import check_number, default_device, to_device, whole_number
+from .tensors import check_number, check_one_of, default_device, to_device, whole_number
 
 # %% ../nbs/10_data.ipynb #00000022
 def load_digits(size=8):
@@ -50,8 +50,7 @@ def held_out_split(dataset_dict) -> str:
     splits = list(dataset_dict) if isinstance(dataset_dict, dict) else []
     held = [k for k in _HELD_OUT if k in splits]
     if 'train' not in splits or not held:
-        raise ValueError("expected a dict with the splits 'train' and 'test', but found "
-                         f"{splits or f'a {type(dataset_dict).__name__}'}")
+        raise ValueError(f"expected a dict, 'train' and 'test', not {splits or type(dataset_dict)}")
     return held[0]
 
 def _read(name):
@@ -69,8 +68,8 @@ def _read(name):
         if folder:
             raise ValueError(f"{name!r} can't be read as pictures ({said}): expected picture "
                              "files, one sub-folder of them per class, no []*? in its name") from e
-        raise FileNotFoundError(f"no data set called {name!r} ({said}): is the name right? Without "
-                                "a network, put a copy in the folder that MINIAI_DATA names") from e
+        raise FileNotFoundError(f"no data set called {name!r}, nor a folder ({said}). Without a "
+                                "network, put a copy in the folder that MINIAI_DATA names") from e
 
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
@@ -88,8 +87,12 @@ def _tidy(ds, name):
 def _number_labels(dd):
     "Labels of any kind as 0 to k - 1 with their names; -1 where one is missing; no column of none."
     import pandas as pd
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Image
     names = getattr(dd['train'].features.get('label'), 'names', None)
+    if names and dd['train'].info.builder_name == 'imagefolder':
+        rows = dd['train'].cast_column('image', Image(decode=False))['image']
+        if len({Path(row['path']).parent.parent for row in rows}) > 1:
+            raise ValueError("the folders of classes must lie side by side, not in several folders")
     given = [ds['label'] if 'label' in ds.column_names else [None]*len(ds) for ds in dd.values()]
     values = [v.strip() if isinstance(v, str) else v for column in given for v in column]
     none = ['', -1] if set(values) != {1, -1} else []                     # these are two classes
@@ -132,7 +135,7 @@ def load_images(name_or_folder, test_size=0.1):
 # %% ../nbs/10_data.ipynb #0000002a
 def _decode(im, row, size):
     "One picture, grey or RGB, its right side up; `im`: PIL, or a row of an undecoded column."
-    name = f'number {row}'
+    name = getattr(im, 'filename', '') or f'number {row}'
     try:
         if isinstance(im, dict):
             name = im['path'] or name
@@ -153,8 +156,7 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
     given, when there are no pictures, or for one that can't be read, naming it."""
     from tqdm import tqdm
     size = None if size is None else whole_number('size', size, high=2**14)
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels}, but a picture has 1 (grey) or 3 (colour)")
+    check_one_of('channels', channels, (None, 1, 3))
     bar = tqdm(images, 'decoding', delay=2, leave=False)           # shown after two seconds
     images = [_decode(im, i, size) for i, im in enumerate(bar)]
     if not images:
@@ -199,8 +201,7 @@ def _pictures(ds, size, channels):
         ds = ds.cast_column('image', datasets.Image(decode=False))     # not all decoded at once
         return images_to_tensor(ds['image'], size, channels)
     if size not in (None, x.shape[-1]) or channels not in (None, x.shape[1]):
-        raise ValueError(f"these pictures are {tuple(x.shape[1:])}, but size={size} and "
-                         f"channels={channels} were asked for: leave both out")
+        raise ValueError(f"these pictures are {tuple(x.shape[1:])}: leave {size=}, {channels=} out")
     return x
 
 def _targets(ds, name):
@@ -221,8 +222,7 @@ def _cut(ds, valid_size):
     n, y = len(ds), np.asarray(_targets(ds, 'label'))
     held = int(np.ceil(valid_size*n)) if 0 < valid_size < 1 else 0
     if not 0 < held < n:
-        raise ValueError(f"valid_size is {valid_size}: expected a share of the {n} training "
-                         "pictures from 0 to 1 that leaves some for both, or valid_size=0")
+        raise ValueError(f"valid_size is {valid_size}, expected a share that splits {n}, or else 0")
     classes, counts = np.unique(y, return_counts=True)
     by = y if counts.min() > 1 and len(classes) <= min(held, n - held) else None
     rows = train_test_split(np.arange(n), test_size=held, random_state=0, stratify=by)
@@ -265,10 +265,9 @@ class DataLoaders:
 
     def show_batch(self, n=16):
         "Draws the first `n` pictures of a training batch, with their labels; changes nothing."
-        n = whole_number('n', n)
         with rng_kept(self):
-            x, y = next(iter(self.train))
-        return show_images(x[:n], titles=y[:n].tolist() if isinstance(y, torch.Tensor) else y[:n])
+            x, y = (o[:whole_number('n', n)] for o in next(iter(self.train)))
+        return show_images(x, titles=y.tolist() if isinstance(y, torch.Tensor) else y)
 
 # %% ../nbs/10_data.ipynb #00000033
 def generators_of(dls):

@@ -224,8 +224,7 @@ def load_model(folder, device=None):
         if not model.sample_size or max(model.sample_size) > 1024:
             raise ValueError("no sample_size up to 1024 in its config.json")
         blank = torch.zeros(1, model.in_channels, *model.sample_size, device=device)
-        if not guided(model, guide)(blank, torch.zeros(1, device=device)).isfinite().all():
-            raise ValueError("its weights hold NaN")
+        guided(model, guide)(blank, torch.zeros(1, device=device))        # do they fit?
     except Exception as e:
         reason = str(e).replace(f'{folder}/', '')[:120].split('\n')[0]
         raise ValueError(f"{str(folder)!r} can't be read as a model ({type(e).__name__}: {reason}):"

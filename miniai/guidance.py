@@ -7,15 +7,14 @@ __all__ = ['Guidance', 'rescale_guided', 'AutoGuidance', 'GuideModelCB']
 
 # %% ../nbs/27_guidance.ipynb #00000002
 import copy
-import inspect
 import math
 
 import torch
 from torch import nn
 
-from .diffusion import check_has
+from .diffusion import check_takes
 from .learner import Callback
-from .tensors import check_number
+from .tensors import check_has, check_number
 
 # %% ../nbs/27_guidance.ipynb #00000027
 class _Guided(nn.Module):
@@ -83,14 +82,9 @@ def rescale_guided(guided, cond, amount) -> torch.Tensor:
 # %% ../nbs/27_guidance.ipynb #00000028
 def _num_classes(model):
     "How many classes `model` knows, None where it takes contexts of another kind."
-    try:
-        f = model.forward if isinstance(model, nn.Module) else model
-        inspect.signature(f).bind('x', 't', 'context')
-    except TypeError:
-        raise ValueError("expected a model(x, t, context), but this one takes no context") from None
+    check_takes('a model(x, t, context)', model, 'x', 't', 'context')
     if getattr(model, 'num_classes', 0) is None:
-        raise ValueError("this model was built without classes: expected UNet(num_classes=...), "
-                         "trained with cond_drop")
+        raise ValueError("this model was built without classes: expected UNet(num_classes=...)")
     return getattr(model, 'num_classes', None)
 
 def _context(c, num_classes, name):

@@ -10,14 +10,14 @@ __all__ = ['EVENTS', 'CancelFit', 'CancelEpoch', 'CancelBatch', 'Callback', 'des
 import copy
 import difflib
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
 
 from .data import rng_kept
-from .tensors import check_number, default_device, to_cpu, to_device, whole_number
+from .tensors import check_has, check_number, default_device, to_cpu, to_device, whole_number
 from .threads import Threads
 
 # %% ../nbs/11_learner.ipynb #0000002d
@@ -203,6 +203,7 @@ class Learner(_Loop):
     an optimiser. In a fit, callbacks find here: `model`, `opt`, `batch`, `preds`, `loss`,
     `epoch`, `i` (number of the batch), `n_steps`, `training`, `pct`.
     """
+    fitting = False   # True while a fit runs
     is_main = True    # False in all but one of several processes: only one writes and prints
     counts = True     # False where the rows of a batch are counted in another process
 
@@ -211,10 +212,10 @@ class Learner(_Loop):
         self.model, self.dls, self.loss_func = model, dls, loss_func
         self.lr, self.cbs, self.opt_func = lr, list(cbs), opt_func
         _in_order(self.cbs)
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model is {model!r:.60}, expected an nn.Module that is made")
-        if isinstance(loss_func, type):
-            raise TypeError(f"loss_func is the class {loss_func.__name__}: give one that is made")
+        check_has('a model that is made, an nn.Module', model, 'parameters')
+        check_has('a loss_func(preds, targets) that is made', loss_func, '__call__')
+        if not hasattr(dls, 'train'):
+            raise TypeError(f"expected DataLoaders(train, valid), but got {type(dls)}")
 
     def fit(self, n_epochs=1, lr=None, cbs=(), train=True, valid=True):
         """Trains for `n_epochs`, and validates after each. Returns the learner.
@@ -222,6 +223,8 @@ class Learner(_Loop):
         `lr` replaces the learner's own in this fit; `cbs` take part in this fit only. Raises
         `TypeError` or `ValueError` for a part or a number that no fit can be made of.
         """
+        if self.fitting:
+            raise RuntimeError("this learner is in a fit already: try things with learn.trial()")
         n_epochs, lr = whole_number('n_epochs', n_epochs, 0), self.lr if lr is None else lr
         check_number('the learning rate lr', lr, lambda v: v >= 0, '0 or more')
         cbs = [*self.cbs, *cbs]
@@ -232,14 +235,15 @@ class Learner(_Loop):
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)
         for self.training in self.passes:
             if self._loader() is None or not len(self._loader()):
-                kind = 'training' if self.training else 'validation'
-                raise ValueError(f"the {kind} loader has no batches: is its data set empty?")
+                raise ValueError(f"dls.{'train' if self.training else 'valid'} has no batches")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
-        self.total_steps = n_epochs*len(self.dls.train)
-        self.batch = self.preds = None
+        self.batch, self.preds, self.total_steps = None, None, n_epochs*len(self.dls.train)
         self.opt = self.opt_func(self.model.parameters(), lr=lr)
         self.opt.zero_grad()                   # an interrupted fit may have left gradients
-        with warnings.catch_warnings():        # (n, 1) against (n,): the loss would be of all pairs
+        with warnings.catch_warnings(), ExitStack() as end:
+            end.callback(setattr, self, 'fitting', False)
+            self.fitting = True
+            # (n, 1) against (n,): the loss would be of all pairs
             warnings.filterwarnings('error', r'Using a target size .torch.Size..\d')
             self._scope('fit', self._epochs)
         return self
@@ -278,12 +282,9 @@ class _Collect(Callback):
         raise CancelBatch if learn.i < len(learn.dl) - 1 else CancelFit
 
 # %% ../nbs/11_learner.ipynb #0000003b
-@contextmanager
 def modes_kept(model):
-    "Whatever happens inside: each module is afterwards in training or evaluation mode as before."
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    "For `with`: each module is afterwards in training or evaluation mode as it was before."
+    afterwards = ExitStack()
+    for m in model.modules():
+        afterwards.callback(setattr, m, 'training', m.training)
+    return afterwards

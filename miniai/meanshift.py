@@ -17,16 +17,13 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.neighbors import KDTree
 from sklearn.utils.validation import check_is_fitted
 
+from .tensors import check_number, check_one_of
+
 # %% ../nbs/04_meanshift.ipynb #0000002d
 def _positive(value, name):
     "`value` as a float, or an error unless it's positive and finite."
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{name} must be a positive, finite number, but it is {value}")
-    return number
+    check_number(name, value, lambda v: v > 0, 'a positive, finite number')
+    return float(value)
 
 def _points(x, name='X'):
     "`x` as a finite float64 tensor `(n, d)`, or an error that says what's wrong with it."
@@ -60,8 +57,7 @@ def gaussian_kernel(d, bandwidth):
 
 def _step(x, data, kernel):
     "Weighted means of `data` around `x` `(m, d)` and the logs of the weights' sums; in bandwidths."
-    if kernel not in ('gaussian', 'flat'):
-        raise ValueError(f"kernel must be 'gaussian' or 'flat', but it is {kernel!r}")
+    check_one_of('kernel', kernel, ('gaussian', 'flat'))
     new, height, half = torch.empty_like(x), x.new_empty(len(x)), (data**2).sum(1)/2
     for rows in torch.arange(len(x), device=x.device).split(max(1, 2**20//len(data))):
         q = x[rows]
@@ -187,8 +183,7 @@ def estimate_bandwidth(X, quantile=0.1, n_samples=2000):
     copies are left out and the second neighbour is the least: 0 only if all points are the same."""
     x = _points(X)
     _positive(n_samples, 'n_samples')
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile must be in (0, 1], but it is {quantile}")
+    check_number('quantile', quantile, lambda v: 0 < v <= 1, 'more than 0, at most 1')
     return (_neighbour_distance(x, quantile, 1, n_samples)
             or _neighbour_distance(x.unique(dim=0), quantile, 2, n_samples))
 

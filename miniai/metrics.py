@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
-from .tensors import whole_number
+from .tensors import check_finite, check_floats, whole_number
 from .threads import Threads
 
 # %% ../nbs/24_metrics.ipynb #00000025
@@ -21,19 +21,15 @@ def _features(f, name, least):
     if not isinstance(f, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of features (n, d), not a {type(f).__name__}")
     if f.ndim != 2:
-        raise ValueError(f"{name} must be features (n, d), but have shape {tuple(f.shape)}: "
-                         "flatten each picture's to one row")
+        raise ValueError(f"{name} must be (n, d), not {tuple(f.shape)}: flatten each picture's")
     if len(f) < least:
         raise ValueError(f"{name} are of {len(f)} pictures: at least {least} are needed")
-    if not f.isfinite().all():
-        raise ValueError(f"{name} hold NaN or infinite values: look at the pictures, or at the "
-                         "network that saw them")
+    check_finite(name, f, 'look at the pictures, or at the network that saw them')
     return f.detach().cpu().double()   # Apple's GPUs have no doubles
 
 def _same_width(a, b):
     if a != b:
-        raise ValueError(f"features of {a} and of {b} numbers can't be compared: use one network "
-                         "for both")
+        raise ValueError(f"features of {a} and of {b} numbers can't be compared: use one network")
 
 def _pair(a, b, least):
     "Two feature sets as doubles, of at least `least` rows each, and of the same width."
@@ -73,8 +69,7 @@ class FeatureStats:
     @property
     def cov(self):
         if self.n < 2:
-            raise ValueError(f"statistics of {self.n} pictures have no covariance: at least 2 are "
-                             "needed")
+            raise ValueError(f"{self.n} pictures have no covariance: at least 2 are needed")
         return self.scatter/(self.n - 1)
 
     @property
@@ -119,9 +114,8 @@ def kid(a, b, block=200) -> tuple:
     The mean over blocks of `block` pictures, at least 2 and at most a quarter of the smaller set.
     `a` and `b` are features `(n, d)` and `(m, d)`, at least 8 of each."""
     a, b = _pair(a, b, 8)
-    if block < 2:
-        raise ValueError(f"blocks of {block} pictures hold no pairs: expected at least 2")
-    block = min(block, len(a)//4, len(b)//4)    # four blocks at least, or there is no spread to see
+    # four blocks at least, or there is no spread to see
+    block = min(whole_number('block', block, 2), len(a)//4, len(b)//4)
     gen = torch.Generator().manual_seed(0)
     cut = [x[torch.randperm(len(x), generator=gen)[:len(x)//block*block]].split(block)
            for x in (a, b)]
@@ -173,8 +167,7 @@ def nearest_distance(x, train) -> torch.Tensor:
 
     `x` is `(n, c, h, w)`, `train` `(m, c, h, w)`."""
     if x.shape[1:] != train.shape[1:]:
-        raise ValueError(f"pictures are {tuple(x.shape[1:])}, the training pictures "
-                         f"{tuple(train.shape[1:])}: they must be alike")
+        raise ValueError(f"pictures {x.shape[1:]}, training pictures {train.shape[1:]}: not alike")
     if not len(train):
         raise ValueError("no training pictures to compare with")
     train, dist = train.flatten(1), []
@@ -190,9 +183,8 @@ class Reservoir:
 
     `seed` is that of the random keys, of which the smallest stay (Vitter 1985)."""
     def __init__(self, size, seed=0):
-        if size < 1:
-            raise ValueError(f"size is {size}, expected at least 1 row to keep")
-        self.size, self.gen, self.rows = size, torch.Generator().manual_seed(seed), None
+        self.size, self.rows = whole_number('size', size), None
+        self.gen = torch.Generator().manual_seed(seed)
 
     def update(self, rows):
         "Take in `rows` `(n, ...)`."
@@ -252,9 +244,7 @@ class ImageEval:
         doesn't grow with n. Raises `ValueError` for fewer, another shape, or features with NaN."""
         stats, kept = FeatureStats(), Reservoir(self.keep)
         for x in [samples] if isinstance(samples, torch.Tensor) else samples:
-            if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-                raise TypeError("samples must be floats in [-1, 1], (n, c, h, w) or batches of "
-                                f"them, but a batch is {getattr(x, 'dtype', type(x).__name__)}")
+            check_floats(x)
             dist, f = nearest_distance(x, self.train), self._see(x, 'samples')
             stats.update(f)
             kept.update(torch.cat([f, dist.cpu().double()[:, None]], 1))

@@ -8,6 +8,8 @@ __all__ = ['orthogonalize', 'fast_bf16', 'Muon']
 # %% ../nbs/32_muon.ipynb #00000002
 import torch
 
+from .tensors import whole_number
+
 # %% ../nbs/32_muon.ipynb #00000013
 def orthogonalize(g: torch.Tensor, steps: int = 4, dtype=None) -> torch.Tensor:
     """Returns about the nearest matrix to `g` (rows, columns) whose singular values are all equal.
@@ -17,7 +19,7 @@ def orthogonalize(g: torch.Tensor, steps: int = 4, dtype=None) -> torch.Tensor:
     """
     x = (g.T if g.shape[0] > g.shape[1] else g).to(dtype or g.dtype)
     x = x/(x.norm() + 1e-7)
-    for _ in range(steps):
+    for _ in range(whole_number('steps', steps)):
         a = x @ x.T
         x = 3.4445*x + (-4.775*a + 2.0315*a @ a) @ x
     return (x.T if g.shape[0] > g.shape[1] else x).float()

@@ -6,13 +6,13 @@
 __all__ = ['Optimizer', 'SGD', 'RMSProp', 'Adam', 'Dataset', 'collate', 'DataLoader']
 
 # %% ../nbs/07_optim.ipynb #00000002
-import operator
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from .nn import Module, Parameter
+from .tensors import check_number, check_one_of, whole_number
 
 # %% ../nbs/07_optim.ipynb #0000001e
 class Optimizer:
@@ -30,7 +30,7 @@ class Optimizer:
             if not isinstance(p, Parameter):
                 raise TypeError(f"an optimizer takes Parameters, not {type(p).__name__}: "
                                 "give it model.parameters()")
-        _check_range('the learning rate', lr, 0 < lr < np.inf, 'above 0 and finite')
+        check_number('the learning rate', lr, lambda v: v > 0, 'above 0 and finite')
         self.states = [{} for _ in self.params]
 
     def zero_grad(self):
@@ -48,16 +48,12 @@ class Optimizer:
     def direction(self, g, state):
         raise NotImplementedError(f"{type(self).__name__} needs a `direction` method")
 
-def _check_range(name, value, ok, expected):
-    if not ok:
-        raise ValueError(f"{name} must be {expected}, but it is {value}")
-
 # %% ../nbs/07_optim.ipynb #0000001f
 class SGD(Optimizer):
     "$v \\leftarrow \\mu v + g$, a step along $v$; a plain step if `momentum` $\\mu$ is 0."
     def __init__(self, params, lr, momentum=0.):
         super().__init__(params, lr)
-        _check_range('momentum', momentum, 0 <= momentum <= 1, 'from 0 to 1')
+        check_number('momentum', momentum, lambda v: 0 <= v <= 1, 'from 0 to 1')
         self.momentum = momentum
 
     def direction(self, g, state):
@@ -69,8 +65,8 @@ class RMSProp(Optimizer):
     "$s \\leftarrow \\alpha s + (1-\\alpha)g^2$, a step along $g/(\\sqrt{s} + \\epsilon)$ (Hinton)."
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8):
         super().__init__(params, lr)
-        _check_range('alpha', alpha, 0 <= alpha < 1, 'from 0 to below 1')
-        _check_range('eps', eps, 0 <= eps < np.inf, '0 or more')
+        check_number('alpha', alpha, lambda v: 0 <= v < 1, 'from 0 to below 1')
+        check_number('eps', eps, lambda v: v >= 0, '0 or more')
         self.alpha, self.eps = alpha, eps
 
     def direction(self, g, state):
@@ -81,10 +77,10 @@ class Adam(Optimizer):
     "Averages of $g$ and $g^2$, corrected for their start at 0 (Kingma and Ba, arXiv:1412.6980)."
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, lr)
-        _check_range('betas', betas, np.shape(betas) == (2,), 'two numbers')
-        _check_range('eps', eps, 0 <= eps < np.inf, '0 or more')
+        check_one_of('the shape of betas', np.shape(betas), [(2,)])
+        check_number('eps', eps, lambda v: v >= 0, '0 or more')
         for name, beta in zip(('beta1', 'beta2'), betas):
-            _check_range(name, beta, 0 <= beta < 1, 'from 0 to below 1')
+            check_number(name, beta, lambda v: 0 <= v < 1, 'from 0 to below 1')
         self.betas, self.eps = betas, eps
 
     def direction(self, g, state):
@@ -125,12 +121,10 @@ class DataLoader:
     Raises `ValueError` where there is nothing to make batches of."""
     def __init__(self, dataset, batch_size=64, shuffle=False, *, sampler=None, drop_last=False,
                  collate=collate, generator=None):
-        if not hasattr(batch_size, '__index__'):
-            raise TypeError(f"batch_size must be a whole number, but it is {batch_size!r}")
-        _check_range('batch_size', batch_size, batch_size >= 1, 'at least 1')
         if sampler is not None and shuffle:
             raise ValueError("give shuffle=True or a sampler, not both: each sets the order")
-        self.dataset, self.batch_size, self.shuffle = dataset, operator.index(batch_size), shuffle
+        self.batch_size = whole_number('batch_size', batch_size)
+        self.dataset, self.shuffle = dataset, shuffle
         self.sampler = range(len(dataset)) if sampler is None else sampler
         self.drop_last, self.collate, self.generator = drop_last, collate, generator
         if len(self) == 0:

@@ -215,8 +215,9 @@ def animate(frames, fps=10., hold=1., size=64, ncols=None, value_range=(-1., 1.)
 
     `fps`: frames a second. `hold`: seconds to rest on the last one. `size`, `ncols`, `value_range`:
     see `image_grid`. Raises `ValueError` when there are no frames, or of several sizes."""
-    if not (0 < fps < math.inf and 0 <= hold < math.inf):
-        raise ValueError(f"fps is {fps} and hold is {hold}, expected more than 0, and 0 or more")
+    if not (0 < fps <= 100 and 0 <= hold < math.inf):
+        raise ValueError(f"fps is {fps} and hold is {hold}, expected more than 0 and at most 100 "
+                         "(a GIF counts hundredths of a second), and 0 or more")
     def draw(f):
         if isinstance(f, plt.Figure):
             return fig_to_pil(f)

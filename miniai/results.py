@@ -35,7 +35,7 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.unlock = lock_folder(self.folder, self)
-            if (self.new/'whole.json').exists():
+            if self._is_whole():
                 self._move()
                 print(f"{self.folder}: finished what was interrupted before")
             _remove(self.new)
@@ -105,6 +105,13 @@ class Results:
                 f.write(json.dumps(whole, indent=1).encode())
             self._move()
 
+    def _is_whole(self):
+        "Whether there are new files with their list, each as it should be, here or in its place."
+        path = self.new/'whole.json'
+        whole = json.loads(path.read_text()) if path.exists() else {}
+        return whole and all(checksum in (_checksum(self.new/name), _checksum(self.folder/name))
+                             for name, checksum in whole.items())
+
     def _move(self):
         whole, before = json.loads((self.new/'whole.json').read_text()), self.listed()
         for name in whole:
@@ -121,7 +128,7 @@ class Results:
             f.write(json.dumps(both, indent=1).encode())
         _remove(self.new)
 
-def _checksum(path): return hashlib.sha256(path.read_bytes()).hexdigest()
+def _checksum(path): return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
 
 def _give_back(new):
     (new/'room').unlink(missing_ok=True)

@@ -12,8 +12,8 @@ import math
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, _one_of, check_floats, randn, settings
-from .tensors import check_number, whole_number
+from .schedulers import Scheduler, randn, settings
+from .tensors import check_floats, check_number, check_one_of, whole_number
 
 # %% ../nbs/25_samplers.ipynb #00000013
 def _check_eta(eta):
@@ -30,7 +30,7 @@ class DDIMScheduler(Scheduler):
                  prediction_type='epsilon', clip_sample_range=1., timestep_spacing='leading',
                  eta=0.):
         # (with 'linspace' diffusers' jumps to other times than it visits)
-        _one_of('timestep_spacing', timestep_spacing, ('leading', 'trailing'))
+        check_one_of('timestep_spacing', timestep_spacing, ('leading', 'trailing'))
         _check_eta(eta)
         super().__init__(**settings(locals()))
 
@@ -94,7 +94,7 @@ class SigmaScheduler(Scheduler):
     ('sigma_min')."""
     def __init__(self, **config):
         final = config.get('final_sigmas_type', 'zero')
-        _one_of('final_sigmas_type', final, ('zero', 'sigma_min'))
+        check_one_of('final_sigmas_type', final, ('zero', 'sigma_min'))
         super().__init__(**dict(clip_sample=False) | config)
         acp = self.alphas_cumprod
         self._all_sigmas = ((1 - acp)/acp).sqrt().numpy()
@@ -205,7 +205,7 @@ class EulerAncestralScheduler(EulerScheduler):
     def __init__(self, num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
                  beta_schedule='linear', prediction_type='epsilon', timestep_spacing='linspace',
                  steps_offset=0):
-        _one_of('prediction_type', prediction_type, ('epsilon', 'v_prediction'))
+        check_one_of('prediction_type', prediction_type, ('epsilon', 'v_prediction'))
         SigmaScheduler.__init__(self, **settings(locals()))
 
     def _plan(self, ts, s):

@@ -12,7 +12,7 @@ import torch
 
 from .data import get_rng, set_rng
 from .learner import Callback, CancelBatch, TrainCB
-from .tensors import to_cpu, to_device, whole_number
+from .tensors import check_one_of, to_cpu, to_device, whole_number
 
 # %% ../nbs/17_scaling.ipynb #00000016
 class AccumulateCB(Callback):
@@ -22,8 +22,7 @@ class AccumulateCB(Callback):
     """
     order = -20
 
-    def __init__(self, n):
-        self.n = whole_number('n', n)
+    def __init__(self, n): self.n = whole_number('n', n)
 
     def before_fit(self, learn):
         learn.total_steps = learn.n_epochs*-(-len(learn.dls.train)//self.n)
@@ -56,8 +55,7 @@ class MixedPrecisionCB(TrainCB):
     order = -15        # after `AccumulateCB`: gradients are unscaled once for each step
 
     def __init__(self, dtype='bf16'):
-        if dtype not in ('bf16', 'fp16'):
-            raise ValueError(f"dtype is {dtype!r}, expected 'bf16' or 'fp16'")
+        check_one_of('dtype', dtype, ('bf16', 'fp16'))
         self.dtype, self.active, self.scaler = dtype, None, None
 
     def can(self, device) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .learner import Callback
+from .tensors import check_finite, check_floats, check_number, whole_number
 
 # %% ../nbs/20_score.ipynb #00000006
 def add_noise(x, s=None, generator=None) -> tuple:
@@ -18,8 +19,7 @@ def add_noise(x, s=None, generator=None) -> tuple:
     `x`: pictures `(n, c, h, w)`. `s`: `(n,)` amounts of noise from 0 (none) to 1 (nothing else);
     drawn evenly if not given. `generator`: on the processor, or PyTorch's global one. Raises
     `ValueError` for amounts outside of [0, 1]."""
-    if not x.is_floating_point():
-        raise TypeError(f"pictures are floats in [-1, 1], but these are {x.dtype}")
+    check_floats(x)
     s = torch.rand(len(x), generator=generator) if s is None else torch.as_tensor(s)
     s = s.to(x.device)
     if s.shape != x.shape[:1] or not (s.min() >= 0 and s.max() <= 1):
@@ -62,6 +62,7 @@ def numerical_gradient(f, x, h=1e-4) -> torch.Tensor:
     """Returns the gradient of `f` at `x` by central differences: two calls of `f` for each pixel.
 
     `f`: pictures `(n, c, h, w)` -> `(n,)`. Wants float64. Shaped like `x`."""
+    check_number('h', h, lambda v: v > 0, 'more than 0')
     g = torch.zeros_like(x)
     for i in range(x[0].numel()):
         change = torch.zeros_like(x).flatten(1)
@@ -74,7 +75,10 @@ def input_gradient(f, x) -> torch.Tensor:
     "Returns the same by backpropagation: one call of `f`, however many pixels."
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        return torch.autograd.grad(f(x).sum(), x)[0]
+        y = f(x)
+        if y.numel() != len(x):
+            raise ValueError(f"f must give one number for each picture, not {tuple(y.shape)}")
+        return torch.autograd.grad(y.sum(), x)[0]
 
 def gradient_ascent(f, x, steps=60, length=0.5, gradient=input_gradient) -> list:
     """Returns the pictures after 0, 1, ..., `steps` steps uphill on `f` from `x`.
@@ -82,11 +86,9 @@ def gradient_ascent(f, x, steps=60, length=0.5, gradient=input_gradient) -> list
     `f`: pictures `(n, c, h, w)` -> `(n,)`. `length`: of the first step, over all pixels; it
     shrinks to 0 along a line. Raises `ValueError` where the gradient isn't finite."""
     path = [x.detach()]
-    for i in range(steps):
+    for i in range(whole_number('steps', steps, 0)):
         g = gradient(f, path[-1])
-        if not g.isfinite().all():
-            raise ValueError(f"the gradient isn't finite in step {i}: is there a NaN or infinity "
-                             "in f, or in the picture?")
+        check_finite(f'the gradients in step {i}', g, 'does f, or does the picture?')
         norm = g.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1]*(x.ndim - 1))
         path.append(path[-1] + length*(1 - i/steps)*g/norm)
     return path

@@ -12,6 +12,8 @@ import time
 
 import torch
 
+from .tensors import whole_number
+
 # %% ../nbs/08_threads.ipynb #00000010
 _DEFAULT = torch.get_num_threads()     # before anybody set it
 
@@ -48,6 +50,7 @@ class Chooser:
     usual, it goes back to one thread. `stalls(n)` says whether to leave `n` threads untried.
     """
     def __init__(self, most, stalls=stalls):
+        most = whole_number('most', most)
         self.numbers = [*(2**i for i in range((most - 1).bit_length())), most]
         self.stalls, self.choices = stalls, self._choices()
         self.n = next(self.choices)

@@ -72,9 +72,10 @@ class UNet(HubModel):
     the way down and again on the way up. `emb_dim`: length of the time vector. `head_dim`: channels
     per attention head. `sample_size`: (h, w) of the pictures it's trained on, for whoever samples
     later. `num_classes`: how many classes `context` may name; None: it takes no context.
-    `patch_size`: side of the patches of pixels that are folded into channels."""
+    `patch_size`: side of the patches of pixels that are folded into channels. `trained_by`: the
+    scheduler's settings that say by which noise it was trained; `DiffusionCB` sets it."""
     def __init__(self, in_channels=1, widths=(16, 32), n_blocks=1, emb_dim=64, head_dim=16,
-                 sample_size=None, num_classes=None, patch_size=1):
+                 sample_size=None, num_classes=None, patch_size=1, trained_by=None):
         super().__init__()
         sized = sample_size is None or torch.tensor(sample_size).shape == (2,)
         if n_blocks*len(widths) > 64 or emb_dim % 2 or not sized:
@@ -82,7 +83,8 @@ class UNet(HubModel):
                              f"but got {n_blocks=}, {widths=}, {emb_dim=}, {sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
-        self.num_classes, channels = num_classes, in_channels*patch_size**2
+        self.num_classes, self.trained_by = num_classes, trained_by
+        channels = in_channels*patch_size**2
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -132,20 +134,18 @@ class UNet(HubModel):
         factor = self.patch_size*2**(self.levels - 1)
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"this U-Net takes pictures (n, {self.in_channels}, h, w), but got "
-                             f"{tuple(x.shape)}: build it with in_channels={x.shape[-3:][0]}")
+                             f"{tuple(x.shape)}: convert them, or build it with other in_channels")
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"height and width must be multiples of {factor}, but they "
                              f"are {tuple(x.shape[2:])}: resize the pictures or use fewer widths")
         if t.shape != x.shape[:1]:
-            raise ValueError("one time for each picture: expected t of shape "
-                             f"({len(x)},), but got {tuple(t.shape)}")
+            raise ValueError(f"expected one time for each, ({len(x)},), but got {tuple(t.shape)}")
         if context is not None:
             self._check_context(context, len(x))
 
     def _check_context(self, context, n):
         if self.num_classes is None:
-            raise ValueError("this U-Net takes no context: build it with num_classes, or leave "
-                             "the context out")
+            raise ValueError("this U-Net takes no context: leave it out, or build with num_classes")
         if not isinstance(context, torch.Tensor) or context.dtype != torch.long:
             raise TypeError("context must be classes, an int64 tensor: torch.as_tensor(...).long()")
         if context.shape != (n,):

@@ -257,8 +257,8 @@ class Liar(list):
 @pytest.mark.parametrize(
     'which, dl, kind, word',
     [
-        ('train', [], ValueError, 'the training loader has no batches'),
-        ('valid', [], ValueError, 'the validation loader has no batches'),
+        ('train', [], ValueError, 'dls.train has no batches'),
+        ('valid', [], ValueError, 'dls.valid has no batches'),
         ('train', Liar(), ValueError, 'gave no batch'),
         ('train', iter([]), TypeError, 'len()'),
     ],

@@ -458,15 +458,15 @@ BAD = [
     (lambda: fid(F8 * math.nan, F8), 'NaN'),
     (lambda: fid(F8, F8 / 0), 'NaN or infinite'),
     (lambda: fid(F8, F8[:, :3]), '8 and of 3 numbers'),
-    (lambda: fid(F8[0], F8), r'must be features \(n, d\), but have shape \(8,\)'),
+    (lambda: fid(F8[0], F8), r'must be \(n, d\), not \(8,\)'),
     (lambda: fid(FeatureStats(F8[:1]), F8), 'at least 2'),
-    (lambda: fid(FeatureStats(), F8), 'statistics of 0 pictures'),
+    (lambda: fid(FeatureStats(), F8), '0 pictures have no covariance'),
     (lambda: FeatureStats(F8).update(F8[:, :2]), '8 and of 2'),
     (lambda: FeatureStats(F8).merge(FeatureStats(F8[:, :2])), '8 and of 2'),
     (lambda: FeatureStats(F8 * math.inf), 'NaN or infinite'),
     (lambda: kid(F8[:7], F8), 'of 7 pictures: at least 8'),
     (lambda: kid(F8, F8[:, :3]), '8 and of 3'),
-    (lambda: kid(F8, F8, block=1), 'hold no pairs'),
+    (lambda: kid(F8, F8, block=1), 'block is 1'),
     (lambda: kid(F8, F8 * math.nan), 'the second features hold NaN'),
     (lambda: mmd(F8[:1], F8), 'at least 2'),
     (lambda: mmd(F8, F8[:, :2]), '8 and of 2'),
@@ -477,7 +477,7 @@ BAD = [
     (lambda: with_floor(fid, F8, F8[:20], 20), "can't draw 20 of 40 new rows and of 20 real ones"),
     (lambda: with_floor(fid, F8[:5], F8, 6), "can't draw 6 of 5 new rows"),
     (lambda: with_floor(fid, F8, F8, 0), 'of at least 1'),
-    (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'must be alike'),
+    (lambda: nearest_distance(pictures(3), pictures(3)[:, :, :4]), 'not alike'),
 ]
 
 
@@ -498,16 +498,16 @@ def test_bad_samples_are_named(ev):
     for samples, message in [
         (
             pictures(9).repeat(1, 1, 2, 2),
-            r'pictures are \(1, 16, 16\), the training pictures \(1, 8, 8\)',
+            r'pictures .*1, 16, 16.*training pictures .*1, 8, 8',
         ),
         (pictures(5), 'there are 5 samples: at least 8'),
         (iter(()), 'there are 0 samples'),
-        ([pictures(20), pictures(20)[:, :, :4]], 'must be alike'),
+        ([pictures(20), pictures(20)[:, :, :4]], 'not alike'),
         (pictures(20) * math.nan, 'features of the samples hold NaN'),
     ]:
         with pytest.raises(ValueError, match=message):
             ev.measure(samples)
-    with pytest.raises(TypeError, match='a batch is tuple'):
+    with pytest.raises(TypeError, match='tensors of floats.*tuple'):
         ev.measure([(pictures(20), torch.zeros(20))])
     with pytest.raises(
         ValueError, match='features of the held-out pictures are of 5 pictures: at least 8'

@@ -36,7 +36,15 @@ from torch.nn import functional as F
 
 from miniai import activations, autograd, cli, conv, demo, matmul, optim, plot, score
 from miniai import nn as mini
-from miniai.autoencoder import VAE, Autoencoder, RandomBatches, psnr
+from miniai.autoencoder import (
+    VAE,
+    Autoencoder,
+    RandomBatches,
+    VAELoss,
+    autoencoder_learner,
+    encode_all,
+    psnr,
+)
 from miniai.callbacks import (
     EMACB,
     MetricsCB,
@@ -51,7 +59,14 @@ from miniai.callbacks import (
 )
 from miniai.captions import CaptionJudge, captioned_digits, digit_caption
 from miniai.checkpoint import CheckpointCB, checkpoints, load_state, save_state
-from miniai.classifier import AugmentCB, Classifier, EarlyStopCB, RandomAffines, train_classifier
+from miniai.classifier import (
+    AugmentCB,
+    Classifier,
+    EarlyStopCB,
+    RandomAffines,
+    affine,
+    train_classifier,
+)
 from miniai.data import DataLoaders, TensorLoader, images_to_tensor, load_digits, load_images
 from miniai.diffusion import DiffusionCB, diffusion_learner, sample
 from miniai.einsum import einsum
@@ -74,6 +89,7 @@ from miniai.samplers import (
 from miniai.scaling import AccelerateCB, AccumulateCB, MixedPrecisionCB
 from miniai.schedulers import DDPMScheduler, randn
 from miniai.tensors import broadcast_shapes, set_seed, to_device
+from miniai.threads import Chooser
 from miniai.unet import UNet, timestep_embedding
 from miniai.weights.train_vae import RandomColoursCB
 
@@ -225,6 +241,7 @@ REFUSED = dict(
         ('one picture, not a batch', ValueError, 'shape', lambda s: image_grid(torch.zeros(5))),
         ('-1 columns', ValueError, 'ncols', lambda s: image_grid(X, ncols=-1)),
         ('0 frames a second', ValueError, 'fps', lambda s: animate(X, fps=0)),
+        ('a thousand frames a second', ValueError, '100', lambda s: animate(X, fps=1000)),
         ('a negative rest', ValueError, 'hold', lambda s: animate(X, hold=-1)),
         ('frames of two sizes', ValueError, 'size',
          lambda s: animate([torch.zeros(1, 8, 8), torch.zeros(1, 8, 16)])),
@@ -246,6 +263,11 @@ REFUSED = dict(
         ('a picture, not its folder', (ValueError, OSError), 'folder',
          lambda s: load_images('pictures/a.png')),
         ('a text file', (ValueError, OSError), 'folder', lambda s: load_images('notes.txt')),
+        ('a picture for its folder', FileNotFoundError, 'a.png.*nor a folder',
+         lambda s: load_images('pictures/a.png')),
+        ('classes of classes', ValueError, 'side by side',
+         lambda s: [load_images(twelve(s.tmp/'x'/a/b).parent.parent)
+                    for a, b in (('cat', '2020'), ('dog', '2021'))]),
         ('only a text', ValueError, 'pictures', lambda s: load_images(put(s.tmp/'x', a_txt='x'))),
         ('a saved model', ValueError, 'pictures|read', lambda s: load_images('hub')),
         ('a picture of 0 bytes', ValueError, r'3\.png',
@@ -268,7 +290,8 @@ REFUSED = dict(
     ],
     captions=[
         ('a digit in figures', ValueError, "'7'", lambda s: digit_caption('7', 'red', 'blue')),
-        ('seven and a half', ValueError, 'label 7.5', lambda s: digit_caption(7.5, 'red', 'blue')),
+        ('seven and a half', ValueError, 'label is 7.5',
+         lambda s: digit_caption(7.5, 'red', 'blue')),
         ('template 99', IndexError, 'index',               # Python's own, where `TEMPLATES` stands
          lambda s: digit_caption(7, 'red', 'blue', template=99)),
         ('a colour in capitals', ValueError, "'Red'", lambda s: digit_caption(7, 'Red', 'blue')),
@@ -276,8 +299,11 @@ REFUSED = dict(
         ('one split alone', (ValueError, OSError), 'no data set called .Dataset',
          lambda s: captioned_digits(s.digits['train'], n_train=2, n_test=2)),
         ('a column mistyped', KeyError, 'Caption', lambda s: s.captioned['train']['Caption']),
-        ('wishes as a list', AttributeError, 'list.*shape',
+        ('wishes as a list', AttributeError, 'list.*cpu',
          lambda s: s.judge.score(X.repeat(1, 3, 4, 4), [[1, 2, 3, 0, 0]]*2)),
+        *((f'wishes of {k}', ValueError, 'ATTRIBUTES',
+           lambda s, k=k: s.judge.score(X.repeat(1, 3, 4, 4), torch.full((2, 5), k)))
+          for k in (12, 3, -2, NAN)),
         ('a row past the end', IndexError, 'range|bounds', lambda s: s.captioned['train'][99]),
         ('a mask that is too short', IndexError, 'mask|shape|dimension|match',
          lambda s: s.captioned['train'].x[torch.ones(3, dtype=torch.bool)]),
@@ -330,8 +356,13 @@ REFUSED = dict(
         ('one callback, not a list', TypeError, 'MetricsCB.*not iterable',
          lambda s: Learner(linear(), toys(), cbs=MetricsCB())),
         ('no loader to train', INPUT, 'train', lambda s: learner(dls=DataLoaders(None)).fit(1)),
-        ('loaders that are a loader', AttributeError, 'TensorLoader.*valid',
+        ('loaders that are a loader', TypeError, 'DataLoaders.*TensorLoader',
          lambda s: learner(dls=toys().train).fit(1)),
+        ('a fit in a fit', RuntimeError, r'trial\(\)',
+         lambda s: learner(Within(lambda learn: learn.fit(1))).fit(1)),
+        ('one score a row', ValueError, 'scores in a row is 1',
+         lambda s: learner(MetricsCB(accuracy), model=nn.Sequential(nn.Flatten(), nn.Linear(64, 1)),
+                           loss_func=lambda p, y: p.mean()).fit(1)),
         ('predictions without data', INPUT, 'valid|dl',
          lambda s: learner(dls=DataLoaders(toys().train)).get_preds()),
         ('a frozen model', (ValueError, RuntimeError), 'grad',
@@ -459,13 +490,28 @@ REFUSED = dict(
            lambda s, k=k: EulerScheduler.from_config(LINEAR | {k: [0.1]})) for k in FOREIGN),
         ('a setting mistyped', TypeError, 'beta_stat',
          lambda s: DDPMScheduler.from_config(LINEAR, beta_stat=0.1)),
-        ('settings from nothing', ValueError, r"'\?'", lambda s: DDPMScheduler.from_config({})),
+        ('settings from nothing', ValueError, r'\[\] mean nothing',
+         lambda s: DDPMScheduler.from_config({})),
+        ("diffusers' own settings without betas", ValueError, 'sigma_min.*mean nothing',
+         lambda s: EulerScheduler.from_config({
+             k: v for k, v in extra('EDMEulerScheduler').items() if k[0] != '_'})),
+        *((f'{cls.__name__} with {name} in words', ValueError, name,
+           lambda s, cls=cls, name=name: cls(**{name: 'False'}))
+          for cls, name in ((DDPMScheduler, 'clip_sample'), (DDIMScheduler, 'set_alpha_to_one'),
+                            (EulerScheduler, 'use_karras_sigmas'), (HeunScheduler, 'clip_sample'),
+                            (DPMSolverScheduler, 'thresholding'))),
+        *((f'a step of {name}', TypeError, words,
+           lambda s, x=x: fresh(DDIMScheduler()).step(x, 800, x))
+          for name, words, x in (('bytes', 'uint8', X.byte()), ('arrays', 'ndarray', X.numpy()))),
+        ('a step at two times', ValueError, 'not among',
+         lambda s: fresh(DDIMScheduler()).step(X, torch.tensor([800, 800]), X)),
+        ('a step at a list of times', ValueError, 'not among',
+         lambda s: fresh(DDIMScheduler()).step(X, [800], X)),
         ('settings of a folder', INPUT, "'hub'",
          lambda s: DDPMScheduler.from_config('hub')),
         ('a folder that is not there', FileNotFoundError, 'scheduler_config.json',
          lambda s: DDPMScheduler.from_pretrained('nowhere')),
-        # JSON's own words; the command, which shows no traceback, names the folder
-        ('settings that are a half', ValueError, 'line 1',
+        ('settings that are a half', ValueError, 'scheduler_config.json.*line 1',
          lambda s: DDPMScheduler.from_pretrained(edited(s, 'scheduler_config.json', half=True))),
     ],
     sample=[
@@ -483,6 +529,21 @@ REFUSED = dict(
          lambda s: sample(lambda x, t: (x, t), DDIMScheduler(), (2, 1, 8, 8), 5)),
         ('a classifier', INPUT, r'\(x, t\)|forward',
          lambda s: sample(Classifier(), DDIMScheduler(), (2, 1, 8, 8), 5)),
+        ('an autoencoder', ValueError, r'\(x, t\).*VAE',
+         lambda s: sample(s.vae, DDIMScheduler(), (2, 1, 8, 8), 5)),
+        ('a shape without n and channels', ValueError, r'\(n, 1, h, w\).*convert',
+         lambda s: sample(s.net, DDIMScheduler(), (8, 8), 5)),
+        ('a model that answers NaN', ValueError, 'pictures hold NaN',
+         lambda s: sample(lambda x, t: x*NAN, DPMSolverScheduler(), (2, 1, 8, 8), 5)),
+        ('weights of NaN', ValueError, 'pictures hold NaN.*weights',
+         lambda s: drawn(filled(tiny(), NAN))),
+        ('a scale beyond all numbers', ValueError, 'pictures hold NaN.*scale',
+         lambda s: drawn(AutoGuidance(s.net, s.other, 1e38), EulerScheduler())),
+        ('other noise than the saved model was trained by', ValueError, "'epsilon' at 1000 times",
+         lambda s: drawn(reloaded(s, trained_by(DDPMScheduler())),
+                         DDIMScheduler(prediction_type='v_prediction'))),
+        ('the command, with a scheduler edited', ValueError, 'trained to answer',
+         lambda s: demo.sample_cmd(other_noise(s), out=s.tmp/'n.png')),
         ('times turned round', AttributeError, 'timesteps', lambda s: turned_round()),
         ('the class of a model', TypeError, r'model \(x, t\).*UNet',
          lambda s: sample(UNet, DDIMScheduler(), (2, 1, 8, 8), 5)),
@@ -531,7 +592,10 @@ REFUSED = dict(
             tiny(), DataLoaders(TensorLoader(X.byte(), CLASSES)), DDPMScheduler()).fit(1)),
         ('digits from 0 to 16, to train', ValueError, r'\[-1, 1\]', lambda s: diffusion_learner(
             tiny(), DataLoaders(TensorLoader(s.x*8 + 8, s.x)), DDPMScheduler()).fit(1)),
-        ('coloured pictures for a grey model', ValueError, 'in_channels=3',
+        ('a row of 0s and 1s for a label', ValueError, r'labels.*\(n,\).*int64 \(2, 3\)',
+         lambda s: diffusion_learner(tiny(num_classes=3), DataLoaders(TensorLoader(
+             X, torch.eye(3).long()[:2])), DDPMScheduler(), cond_drop=0.1, device='cpu').fit(1)),
+        ('coloured pictures for a grey model', ValueError, 'in_channels',
          lambda s: diffusion_learner(tiny(), DataLoaders(TensorLoader(X.repeat(1, 3, 1, 1), X)),
                                      DDPMScheduler(), device='cpu').fit(1)),
     ],
@@ -578,6 +642,20 @@ REFUSED = dict(
         ('a channel too many to stretch', ValueError, 'share',
          lambda s: RandomColoursCB(share=1.5)),
         ('sizes that differ', ValueError, 'compared', lambda s: psnr(X, X[:1])),
+        ('a VAE without its loss', ValueError, r'VAELoss\(\)',
+         lambda s: autoencoder_learner(VAE(1, 2, (8,), (1,), 4), toys(), device='cpu').fit(1)),
+        ("a VAE's loss for an autoencoder", TypeError, 'VAELoss is for a VAE',
+         lambda s: autoencoder_learner(Autoencoder(1, 2, (8,), (1,), 4), toys(), VAELoss(),
+                                       device='cpu').fit(1)),
+        *((f'a weight of {w}', ValueError, 'kl_weight', lambda s, w=w: VAELoss(w))
+          for w in (-1, NAN)),
+        ('no pictures to calibrate by', ValueError, 'number of pictures is 0',
+         lambda s: VAE(1, 2, (8,), (1,), 4).calibrate(X[:0])),
+        ('blanks to calibrate by', ValueError, 'standard deviation is 0',
+         lambda s: filled(VAE(1, 2, (8,), (1,), 4), 0).calibrate(X)),
+        ('0 at a time', ValueError, 'batch_size', lambda s: encode_all(s.vae, X, 0)),
+        ('a picture scaled to nothing', ValueError, 'scale',
+         lambda s: affine(X, *torch.zeros(5, 2))),
     ],
     loading=[
         ('nowhere', (ValueError, OSError), 'nowhere', lambda s: UNet.from_pretrained('./nowhere')),
@@ -598,6 +676,10 @@ REFUSED = dict(
          lambda s: UNet.from_pretrained(with_weights(s, lambda b: b[:-100]))),
         ('weights of 0 bytes', (ValueError, OSError), 'weights|safetensors',
          lambda s: UNet.from_pretrained(with_weights(s, lambda b: b''))),
+        ('weights of NaN', ValueError, 'weights .* hold NaN',
+         lambda s: UNet.from_pretrained(reloaded(s, filled(tiny(), NAN), folder=True))),
+        ('noise that is none', ValueError, 'mean nothing',
+         lambda s: drawn(UNet.from_pretrained(edited(s, 'config.json', trained_by={'a': 1})))),
         ('a guide that is broken', ValueError, 'guide',
          lambda s: demo.load_model(put(with_weights(s, lambda b: b), guide__config_json='{'))),
         ('a model without a scheduler', FileNotFoundError, 'scheduler_config.json',
@@ -664,6 +746,9 @@ REFUSED = dict(
          lambda s: Muon(linear().parameters(), momentum=1.5)),
         ('parameters that are used up', ValueError, 'param',
          lambda s: (lambda p: [Muon(p), Muon(p)])(linear().parameters())),
+        ('no steps to orthogonalize by', ValueError, 'steps is 0',
+         lambda s: orthogonalize(torch.eye(3), 0)),
+        ('no threads to choose from', ValueError, 'most is 0', lambda s: Chooser(0)),
         ('eps below 0', ValueError, 'eps', lambda s: optim.Adam(P(), eps=-1.0)),
         ('eps of NaN', ValueError, 'eps', lambda s: optim.RMSProp(P(), eps=NAN)),
         ('an order without a length', TypeError, 'sampler|len',
@@ -688,6 +773,13 @@ REFUSED = dict(
          lambda s: score.add_noise(X, torch.tensor([NAN, 0.]))),
         ('noise as a word', INPUT, 'str', lambda s: score.add_noise(X, 'much')),
         ('one noise for two', ValueError, 'each of 2', lambda s: score.add_noise(X, 0.5)),
+        *((f'a step of {h} for a slope', ValueError, 'h is',
+           lambda s, h=h: score.numerical_gradient(lambda x: x.sum((1, 2, 3)), X, h))
+          for h in (0, -1, NAN)),
+        ('-1 steps uphill', ValueError, 'steps is -1',
+         lambda s: score.gradient_ascent(lambda x: x.sum((1, 2, 3)), X, -1)),
+        ('ten answers for each picture', ValueError, r'one number for each.*\(2, 10\)',
+         lambda s: score.gradient_ascent(score.Critic(10), X)),
         ('noise for bytes', INPUT, 'uint8|float', lambda s: score.add_noise(X.byte())),
         ('a kernel of 3x5', ValueError, '3x5|square',
          lambda s: conv.conv2d(X, torch.zeros(1, 1, 3, 5))),
@@ -857,6 +949,70 @@ def trained_by(scheduler):
     "A network after a few steps with that scheduler's noise."
     set_seed(1)
     return diffusion_learner(awake(tiny()), toys(), scheduler, device='cpu').fit(1).model
+
+
+def filled(model, value):
+    "Nothing but this number in a model."
+    for p in model.parameters():
+        nn.init.constant_(p, value)
+    return model
+
+
+def reloaded(s, model, folder=False):
+    "A model after it was saved, or the folder where it is."
+    model.save_pretrained(s.tmp/'again')
+    return s.tmp/'again' if folder else UNet.from_pretrained(s.tmp/'again')
+
+
+def other_noise(s):
+    "A folder with a trained model, and the scheduler of another."
+    model = trained_by(DPMSolverScheduler(prediction_type='v_prediction'))
+    demo.save_model(s.tmp/'m', model.keep(sample_size=[8, 8]), DPMSolverScheduler())
+    return s.tmp/'m'
+
+
+class Within(Callback):
+    "Does something in the second epoch."
+    order = -100
+
+    def __init__(self, work): self.work = work
+
+    def before_epoch(self, learn):
+        if learn.epoch == 0:
+            self.work(learn)
+
+
+def half_written(s):
+    "Killed with its list complete, but a file cut short: nothing is replaced by that."
+    with Results(s.tmp/'r', ['a', 'b']) as new:
+        (new/'a').write_text('old')
+        (new/'b').write_text('old')
+    put(s.tmp/'r'/'.miniai-new', a='new', b='half', whole_json=json.dumps(
+        {k: hashlib.sha256(b'new').hexdigest() for k in 'ab'}))
+    Results(s.tmp/'r', ['a', 'b'])
+    return [(s.tmp/'r'/k).read_text() for k in 'ab'] == ['old', 'old']
+
+
+def settings_kept(s):
+    "What was trained by is saved, whatever model copies it."
+    learn = diffusion_learner(tiny(), toys(), DDIMScheduler(beta_end=np.float32(0.0125)),
+                              device='cpu').fit(1)
+    again = reloaded(s, learn.ema.model)
+    same_noise = DDIMScheduler.from_config(again.trained_by)
+    return drawn(again, same_noise).isfinite().all()
+
+
+def without_a_folder(s):
+    "The folder of checkpoints goes away in the middle: it is made again."
+    learner(CheckpointCB(s.tmp/'c'), Within(lambda learn: shutil.rmtree(s.tmp/'c'))).fit(2)
+    return len(checkpoints(s.tmp/'c')) == 2
+
+
+def by_plateau(s):
+    "ReduceLROnPlateau is stepped between epochs, and with the held-out loss, in any case."
+    make = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1e9)
+    learn = learner(MetricsCB(), SchedulerCB(make)).fit(4)
+    return learn.opt.param_groups[0]['lr'] < 0.05
 
 
 def all_in_one_step(s):
@@ -1135,11 +1291,17 @@ RIGHT = dict(
             s, Autoencoder(np.int64(1), 2, np.array([8]), np.array([1]), np.int64(4)), X)),
         ('fractions of times', lambda s: s.net(X, torch.tensor([0.5, 2.5])).isfinite().all()),
         ('equal pictures', lambda s: psnr(X, X) == INF),
+        ('nothing to judge', lambda s: s.judge(torch.zeros(0, 3, 16, 16)).shape == (0, 5)),
+        ('the noise it was trained by, saved', settings_kept),
+        ('a setting changed, saved', lambda s: (lambda vae: VAE.from_pretrained(
+            reloaded(s, vae.keep(scaling_factor=0.5), folder=True)).scaling_factor == 0.5)(
+                VAE(1, 2, (8,), (1,), 4))),
         ('a guided model, loaded', lambda s: torch.equal(
             drawn(demo.guided(*demo.load_model(s.model)[::2]), DPMSolverScheduler()),
             drawn(demo.guided(s.net, s.net), DPMSolverScheduler()))),
     ],
-    results=[('the folder of a refusal, once it is free', refused_before)],
+    results=[('the folder of a refusal, once it is free', refused_before),
+             ('half of what a killed process wrote', half_written)],
     einsum=[
         ('a lonely number', lambda s: einsum('', torch.tensor(3.0)) == 3),
         ('letters of both sizes',

@@ -599,9 +599,9 @@ def test_bad_input_is_refused(cls):
     with pytest.raises(ValueError, match='set_timesteps'):
         cls().step(x, 999, x)
     for kw, words in (
-        (dict(prediction_type='noise'), "prediction_type 'noise'"),
-        (dict(timestep_spacing='even'), "timestep_spacing 'even'"),
-        (dict(beta_schedule='sine'), "beta_schedule 'sine'"),
+        (dict(prediction_type='noise'), "prediction_type is 'noise'"),
+        (dict(timestep_spacing='even'), "timestep_spacing is 'even'"),
+        (dict(beta_schedule='sine'), "beta_schedule is 'sine'"),
     ):
         with pytest.raises(ValueError, match=words):
             cls(**kw)
@@ -629,8 +629,8 @@ OWN = [
     *((lambda eta=eta: DDIMScheduler(eta=eta), 'eta') for eta in (-0.1, 1.1, 'a', None)),
     (lambda: DDIMScheduler(eta=float('nan')), 'eta'),
     (lambda: DDIMScheduler(timestep_spacing='linspace'), 'linspace'),
-    (lambda: EulerScheduler(final_sigmas_type='one'), "final_sigmas_type 'one'"),
-    (lambda: DPMSolverScheduler(final_sigmas_type='one'), "final_sigmas_type 'one'"),
+    (lambda: EulerScheduler(final_sigmas_type='one'), "final_sigmas_type is 'one'"),
+    (lambda: DPMSolverScheduler(final_sigmas_type='one'), "final_sigmas_type is 'one'"),
     (lambda: EulerScheduler(use_karras_sigmas=True).set_timesteps([500, 100]), 'karras'),
     (lambda: DPMSolverScheduler(use_karras_sigmas=True).set_timesteps([500, 100]), 'karras'),
     (lambda: EulerAncestralScheduler(prediction_type='sample'), "'sample'"),
