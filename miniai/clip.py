@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYNONYMS', 'PHRASES', 'WORDS', 'HIDDEN', 'Tokenizer', 'mention', 'describe', 'nearness', 'TextBlock', 'TextEncoder',
-           'CLIP', 'clip_loss', 'true_of', 'random_colours', 'CaptionedBatches', 'train_clip', 'retrieval']
+           'CLIP', 'clip_loss', 'random_colours', 'CaptionedBatches', 'train_clip', 'retrieval']
 
 # %% ../nbs/34_clip.ipynb #00000002
 import difflib
@@ -20,21 +20,19 @@ from torch.nn import functional as F
 
 from .autoencoder import RandomBatches
 from .callbacks import GradClipCB, MetricsCB, ScheduleCB
-from .captions import ATTRIBUTES, LEAN, PALETTE
+from .captions import ATTRIBUTES, PALETTE
 from .classifier import HubModel
 from .conv import ResBlock, norm
 from .data import DataLoaders
 from .learner import DeviceCB, Learner
-from .tensors import check_number, default_device, set_seed, whole_number
+from .tensors import default_device, set_seed, whole_number
 
 # %% ../nbs/34_clip.ipynb #00000003
-_SAME = dict(a='an', red='crimson scarlet', green='lime', magenta='purple violet fuchsia',
-             cyan='turquoise aqua', thin='fine slim', normal='medium regular', thick='bold heavy',
-             leaning='slanted slanting tilted tilting', upright='straight vertical',
-             number='numeral', strokes='stroke lines', background='backdrop', paper='sheet')
+_SAME = dict(red='crimson scarlet', magenta='purple violet', cyan='turquoise', number='numeral',
+             thin='fine', normal='medium', thick='bold heavy', leaning='slanted tilted',
+             upright='straight', strokes='stroke') | {'': 'a an the standing to of is drawn written'}
 SYNONYMS = {other: word for word, others in _SAME.items() for other in others.split()}
 SYNONYMS |= {str(i): word for i, word in enumerate(ATTRIBUTES['label'])}
-SYNONYMS |= dict.fromkeys('to of is drawn written painted'.split(), '')      # these say nothing
 _words = re.compile(r'\w+').findall
 
 class Tokenizer:
@@ -43,53 +41,48 @@ class Tokenizer:
     0 is padding, 1 the end of a caption, 2 and more are `words`. Upper case and punctuation don't
     count. `synonyms`: words it takes for others, or for nothing (''); default: `SYNONYMS`. Raises
     `ValueError` for unknown words and for captions of `length` words or more."""
-    def __init__(self, words, length=20, synonyms=None):
+    def __init__(self, words, length=20, synonyms=SYNONYMS):
         self.words, self.length = tuple(words), whole_number('length', length, 1, 1000)
         self.index = {word: i for i, word in enumerate(self.words, 2)}
         if not self.words or len(self.index) < len(self.words):
             raise ValueError(f"expected one word or more, each once, but got {words!r:.60}")
-        synonyms = SYNONYMS if synonyms is None else synonyms
-        self.synonyms = {k: v for k, v in synonyms.items() if v in self.index or not v}
+        self.meaning = {k: v for k, v in synonyms.items() if v in self.index or not v}
+        self.meaning |= {word: word for word in self.words}
 
     @classmethod
-    def from_texts(cls, texts, length=None, synonyms=None):
-        "A tokenizer of all words in `texts`; `length`: default, what the longest takes."
-        texts = [_words(text.lower()) for text in texts]
-        words = sorted({word for text in texts for word in text})
-        return cls(words, length or max(map(len, texts)) + 1, synonyms)
+    def from_texts(cls, texts, length=None, synonyms=SYNONYMS):
+        "A tokenizer of the words in `texts` that say something; `length`: default, all fit."
+        texts = [[w for w in _words(text.lower()) if synonyms.get(w, w)] for text in texts]
+        return cls(sorted(set().union(*texts)), length or max(map(len, texts)) + 1, synonyms)
 
     def __len__(self): return len(self.words) + 2
 
     def split(self, text) -> list:
         "The words of a caption, synonyms replaced."
-        words = [word if word in self.index else self.synonyms.get(word, word)
-                 for word in _words(text.lower())]
-        strange = [word for word in dict.fromkeys(words) if word and word not in self.index]
+        words = _words(text.lower())
+        strange = [word for word in dict.fromkeys(words) if word not in self.meaning]
         if strange:
-            near = partial(difflib.get_close_matches, possibilities=[*self.index, *self.synonyms])
-            texts = [f"{word!r} (near: {', '.join(near(word)) or 'none'})" for word in strange]
-            raise ValueError(f"unknown: {', '.join(texts)}. Known words: {' '.join(self.words)}")
-        return [word for word in words if word]
+            near = [' or '.join(difflib.get_close_matches(w, self.meaning, 2, 0)) for w in strange]
+            raise ValueError(f"unknown words: {', '.join(strange)} (nearest: {', '.join(near)}); "
+                             f"known are {' '.join(self.words)}")
+        return [self.meaning[word] for word in words if self.meaning[word]]
 
     def __call__(self, texts):
         texts = [texts] if isinstance(texts, str) else list(texts)
         self.split(' '.join(texts))                           # one error for all unknown words
-        ids = torch.zeros(len(texts), self.length, dtype=torch.long)
-        for row, text in zip(ids, texts):
-            words = self.split(text)
-            if len(words) >= self.length:
-                raise ValueError(f"a caption may have {self.length - 1} words, but this has "
-                                 f"{len(words)}: {text!r:.60}")
-            row[:len(words) + 1] = torch.tensor([*map(self.index.get, words), 1])
-        return ids
+        rows = [[*map(self.index.get, self.split(text)), 1] for text in texts]
+        if max(map(len, rows), default=0) > self.length:
+            raise ValueError(f"over {self.length - 1} words in one caption of {texts!r:.200}")
+        rows = [row + [0]*(self.length - len(row)) for row in rows]
+        return torch.tensor(rows, dtype=torch.long).view(-1, self.length)
 
 # %% ../nbs/34_clip.ipynb #00000004
-PHRASES = dict(ink=['{} *', '{} *', '{} *', '* in {}', '* in {} ink'], slant=['* {}'],
-               paper=['* on {}', '* on {} paper', '* on a {} background', '{} background, *',
-                      '{} paper, *'],
-               thickness=['{} *', '{} *', '{} *', '* with {} strokes', '* {} strokes'])
-WORDS = Tokenizer.from_texts([*sum(ATTRIBUTES.values(), []), *LEAN.values(), 'the digit number',
-                              *sum(PHRASES.values(), [])], synonyms={}).words
+_NAMES = ATTRIBUTES | dict(slant=['leaning left', 'upright', 'leaning right'])
+PHRASES = dict(       # where each name may stand, and * the rest of the caption
+    ink=['{} *', '{} *', '{} *', '* in {}', '* in {} ink'], slant=['* {}'],
+    thickness=['{} *', '{} *', '{} *', '* with {} strokes', '* {} strokes'],
+    paper=['* on {}', '* on {} paper', '* on a {} background', '{} background, *', '{} paper, *'])
+WORDS = Tokenizer.from_texts(sum([*_NAMES.values(), *PHRASES.values()], ['digit number'])).words
 
 def mention(attributes, rng, full=0.5, p=0.75) -> list:
     """What a caption says of `attributes` (5 whole numbers as in `miniai.captions`): -1 left out.
@@ -103,14 +96,11 @@ def mention(attributes, rng, full=0.5, p=0.75) -> list:
 
 def describe(attributes, rng, full=1., p=0.75) -> str:
     "A caption in free wording, of `WORDS`; the arguments are those of `mention`."
-    said = zip(ATTRIBUTES, mention(attributes, rng, full, p))
-    words = {name: ATTRIBUTES[name][v] for name, v in said if v >= 0}
+    said = zip(_NAMES, mention(attributes, rng, full, p))
+    words = {name: _NAMES[name][v] for name, v in said if v >= 0}
     text = words.pop('label', '')
     if not text or rng.random() < 0.15:
         text = f"{rng.choice(['digit', 'number'])} {text}".strip()
-    if 'slant' in words:
-        short = rng.random() < 0.5
-        words['slant'] = LEAN[words['slant']].removeprefix('standing ' if short else '')
     phrases = [rng.choice(PHRASES[name]).format(word) for name, word in words.items()]
     rng.shuffle(phrases)
     phrases.append(rng.choice(['a *', 'a *', 'the *', '*']))
@@ -126,9 +116,8 @@ def nearness(length, slopes, device=None) -> torch.Tensor:
     word of distance (ALiBi: Press et al. 2022)."""
     at = torch.arange(length, device=device)
     right = at - at[:, None]                     # how far right of word i is word j
-    looks = [torch.where(side*right >= 0, -slope*right.abs(), HIDDEN)
-             for slope in slopes for side in (-1, 1)]
-    return torch.stack(looks)
+    return torch.stack([torch.where(side*right >= 0, -slope*right.abs(), HIDDEN)
+                        for slope in slopes for side in (-1, 1)])
 
 HIDDEN = -1e4             # as good as -inf in a softmax, also where a row has nothing else
 
@@ -155,10 +144,8 @@ class TextEncoder(nn.Module):
     0 where there's padding. Two heads of attention for each of `slopes` (see `nearness`)."""
     def __init__(self, n_words, width=96, n_layers=2, slopes=(2., 0.5)):
         super().__init__()
-        if width % (2*len(slopes)):
-            raise ValueError(f"width is {width}, expected a multiple of the {2*len(slopes)} heads")
-        self.embedding, self.slopes = nn.Embedding(n_words, width), slopes
-        nn.init.normal_(self.embedding.weight, std=0.5)
+        start, self.slopes = 0.5*torch.randn(n_words, width), slopes
+        self.embedding = nn.Embedding.from_pretrained(start, freeze=False)
         self.blocks = nn.ModuleList(TextBlock(width, 2*len(slopes)) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
 
@@ -195,8 +182,7 @@ class CLIP(HubModel):
         ids = captions if isinstance(captions, torch.Tensor) else self.tokenizer(captions)
         n = len(self.tokenizer)
         if ids.dtype != torch.long or ids.ndim != 2 or ((ids < 0) | (ids >= n)).any():
-            raise ValueError(f"expected captions, or their ids as int64 (n, length) from 0 to "
-                             f"{n - 1}, but got {ids.dtype} {tuple(ids.shape)}")
+            raise ValueError(f"expected captions, or int64 ids (n, length) from 0 to {n - 1}")
         return ids.to(self.logit_scale.device)
 
     def states(self, captions):
@@ -214,8 +200,8 @@ class CLIP(HubModel):
         return F.normalize(self.picture(x), dim=-1)
 
     def forward(self, x, captions):
-        scale = self.logit_scale.exp().clamp(max=100)
-        return scale*self.encode_image(x) @ self.encode_text(captions).T
+        cosine = self.encode_image(x) @ self.encode_text(captions).T
+        return cosine*self.logit_scale.exp().clamp(max=100)
 
     def score(self, x, captions):
         "The cosine of each picture and its caption, `(n,)`; or of all of them and one caption."
@@ -227,30 +213,17 @@ class CLIP(HubModel):
         return super().from_pretrained(folder or files('miniai')/'weights'/'clip', **hub)
 
 # %% ../nbs/34_clip.ipynb #00000007
-def clip_loss(logits, also_true=None) -> torch.Tensor:
+def clip_loss(logits, also_true) -> torch.Tensor:
     """Cross-entropy of finding each picture's caption and each caption's picture, their mean.
 
     `logits` `(n, n)`: row i is picture i, and caption i is its own. `also_true`: bools `(n, n)`,
     which captions are true of which pictures; but for their own, these don't count as wrong.
     InfoNCE, both ways (Radford et al. 2021)."""
     own = torch.arange(len(logits), device=logits.device)
-    if also_true is not None:
-        logits = logits.masked_fill(also_true & (own != own[:, None]), HIDDEN)
+    logits = logits.masked_fill(also_true & (own != own[:, None]), HIDDEN)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))/2
 
-def true_of(said, attributes) -> torch.Tensor:
-    """Which captions are true of which pictures: bools `(pictures, captions)`.
-
-    `said`: what captions say, `(captions, 5)`, -1 where nothing; `attributes`: the pictures'."""
-    return ((said == -1) | (said == attributes[:, None])).all(-1)
-
 # %% ../nbs/34_clip.ipynb #00000008
-def _random_colour(other, generator):
-    "A random colour for each row of `other` `(n, 3)`, one that can be told from it."
-    colours = 2*torch.rand(32, *other.shape, generator=generator) - 1
-    first = ((colours - other).abs().amax(-1) > 0.7).int().argmax(0)
-    return colours[first, torch.arange(len(other))]
-
 def random_colours(drawings, n, generator=None) -> tuple:
     """`n` random drawings in colours without a name: pictures `(n, 3, h, w)`, attributes `(n, 5)`.
 
@@ -258,17 +231,17 @@ def random_colours(drawings, n, generator=None) -> tuple:
     `drawings`: `captions.Drawings`; `generator` is on the processor."""
     i = torch.randint(len(drawings), (n,), generator=generator).to(drawings.device)
     named = torch.tensor([[0, 0], [0, 1], [1, 0]])[torch.randint(3, (n,), generator=generator)] > 0
-    attributes = drawings.attributes[i].cpu()
-    ink, paper = PALETTE[attributes[:, 1]], PALETTE[attributes[:, 2]]
-    paper = torch.where(named[:, 1:], paper, _random_colour(ink, generator))
-    ink = torch.where(named[:, :1], ink, _random_colour(paper, generator))
-    attributes[:, 1:3] = attributes[:, 1:3].where(named, -1)
-    ink, paper = (c[..., None, None].to(drawings.device) for c in (ink, paper))
-    x = torch.lerp(paper, ink, drawings.shapes[drawings.which[i], None]/255)
-    return x, attributes.to(drawings.device)
+    y = drawings.attributes[i].cpu()
+    colours = torch.rand(n, 32, 2, 3, generator=generator)*2 - 1           # 32 tries for each
+    colours = torch.where(named[:, None, :, None], PALETTE[y[:, None, 1:3]], colours)
+    differ = colours.diff(dim=2).abs().amax((2, 3)) > 0.7                  # ink that shows
+    colours = colours[torch.arange(n), differ.int().argmax(1), ..., None, None].to(i.device)
+    y[:, 1:3] = y[:, 1:3].where(named, -1)
+    shapes = drawings.shapes[drawings.which[i], None]/255
+    return torch.lerp(colours[:, 1], colours[:, 0], shapes), y.to(i.device)
 
 class CaptionedBatches(RandomBatches):
-    """Gives random batches `((x, ids), also_true)`, each picture with a caption; see `true_of`.
+    """Gives random batches `((x, ids), also_true)`, each picture with a caption; see `clip_loss`.
 
     `x` is indexed by a tensor of rows; `captions` are attributes `(n, 5)`, -1 where it can't be
     said, or a list of strings. What's said of attributes is drawn anew each time (`full`, `p`:
@@ -279,9 +252,7 @@ class CaptionedBatches(RandomBatches):
         self.written = not isinstance(captions, torch.Tensor)
         y = tokenizer(captions) if self.written else captions
         if not self.written and y.shape[1:] != (5,) or random_share and not hasattr(x, 'shapes'):
-            raise ValueError(f"expected strings or attributes (n, 5), and Drawings where some are "
-                             f"in random colours, but got {type(x).__name__}, {tuple(y.shape)}")
-        check_number('random_share', random_share, lambda v: 0 <= v <= 1, 'a share from 0 to 1')
+            raise ValueError("expected strings or attributes (n, 5), and Drawings for random_share")
         super().__init__(x, y.to(x.device), batch_size, n_batches, generator)
         self.tokenizer, self.full, self.p, self.random_share = tokenizer, full, p, random_share
 
@@ -290,14 +261,13 @@ class CaptionedBatches(RandomBatches):
         for x, y in super().__iter__():
             if k:
                 x[:k], y[:k] = random_colours(self.x, k, self.generator)
-            ids, said = (y, y) if self.written else self._captions(y)
-            yield (x, ids), true_of(said, y)
-
-    def _captions(self, attributes):
-        rng = random.Random(int(torch.randint(2**60, (1,), generator=self.generator)))
-        said = [mention(row, rng, self.full, self.p) for row in attributes.tolist()]
-        ids = self.tokenizer([describe(row, rng) for row in said])
-        return ids, torch.tensor(said, device=attributes.device)
+            ids = said = y
+            if not self.written:
+                rng = random.Random(int(torch.randint(2**60, (1,), generator=self.generator)))
+                said = y.new_tensor([mention(row, rng, self.full, self.p) for row in y.tolist()])
+                ids = self.tokenizer([describe(row, rng) for row in said.tolist()])
+            # row i, column j: whether caption j is true of picture i
+            yield (x, ids), ((said == -1) | (said == y[:, None])).all(-1)
 
 # %% ../nbs/34_clip.ipynb #00000009
 def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_share=0.35, cbs=(),
@@ -311,15 +281,13 @@ def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_shar
     set_seed(seed)
     x, captions = pictures if isinstance(pictures, tuple) else (pictures.x, pictures.attributes)
     model = CLIP() if model is None else model
-    n = max(k for k in range(1, 51) if steps % k == 0)
-    loader = CaptionedBatches(x.to(device), captions, model.tokenizer, batch_size, n,
-                              torch.Generator().manual_seed(seed), random_share=random_share,
-                              **batches)
+    n, generator = math.gcd(steps, 50), torch.Generator().manual_seed(seed)
+    loader = CaptionedBatches(x.to(device), captions, model.tokenizer, batch_size, n, generator,
+                              random_share=random_share, **batches)
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.05)
     cbs = [DeviceCB(device), GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs]
     learn = Learner(model, DataLoaders(loader), clip_loss, lr, cbs, opt_func)
-    learn.fit(steps//n, valid=False)
-    model.eval()
+    learn.fit(steps//n, valid=False).model.eval()
     return learn
 
 @torch.no_grad()
