@@ -28,9 +28,9 @@ from .learner import DeviceCB, Learner
 from .tensors import default_device, set_seed, whole_number
 
 # %% ../nbs/34_clip.ipynb #00000003
-_SAME = dict(red='crimson scarlet', magenta='purple violet', cyan='turquoise', number='numeral',
-             thin='fine', normal='medium', thick='bold heavy', leaning='slanted tilted',
-             upright='straight', strokes='stroke') | {'': 'a an the standing to of is drawn written'}
+_SAME = dict(red='crimson', magenta='purple violet', cyan='turquoise', number='numeral', thin='fine',
+             normal='medium', thick='bold heavy', leaning='slanted tilted', upright='straight',
+             strokes='stroke') | {'': 'a an the standing to of is drawn written'}      # say nothing
 SYNONYMS = {other: word for word, others in _SAME.items() for other in others.split()}
 SYNONYMS |= {str(i): word for i, word in enumerate(ATTRIBUTES['label'])}
 _words = re.compile(r'\w+').findall
@@ -266,13 +266,14 @@ class CaptionedBatches(RandomBatches):
                 rng = random.Random(int(torch.randint(2**60, (1,), generator=self.generator)))
                 said = y.new_tensor([mention(row, rng, self.full, self.p) for row in y.tolist()])
                 ids = self.tokenizer([describe(row, rng) for row in said.tolist()])
+            ids = ids[:, :int((ids > 0).sum(1).max())]        # less padding is quicker
             # row i, column j: whether caption j is true of picture i
             yield (x, ids), ((said == -1) | (said == y[:, None])).all(-1)
 
 # %% ../nbs/34_clip.ipynb #00000009
 def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_share=0.35, cbs=(),
                device=None, model=None, **batches) -> Learner:
-    """A `Learner` that has trained a `CLIP` (`model`; default: a new one), in evaluation mode.
+    """A `Learner` that has trained a `CLIP` (`model`; default: a new one).
 
     `pictures`: `CaptionedDigits`, or a pair (pictures `(n, 3, 32, 32)`, captions) and then
     `random_share=0`. `batches`: more arguments for `CaptionedBatches`. Epochs are of 50 steps at
@@ -287,8 +288,7 @@ def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_shar
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.05)
     cbs = [DeviceCB(device), GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs]
     learn = Learner(model, DataLoaders(loader), clip_loss, lr, cbs, opt_func)
-    learn.fit(steps//n, valid=False).model.eval()
-    return learn
+    return learn.fit(steps//n, valid=False)
 
 @torch.no_grad()
 def retrieval(clip, x, captions, n=256, attributes=None) -> tuple:
