@@ -27,10 +27,10 @@ from .data import DataLoaders
 from .learner import DeviceCB, Learner
 from .tensors import default_device, set_seed, whole_number
 
-# %% ../nbs/34_clip.ipynb #00000003
-_SAME = dict(red='crimson', magenta='purple violet', cyan='turquoise', number='numeral', thin='fine',
+# %% ../nbs/34_clip.ipynb #0000001c
+_SAME = dict(red='crimson', magenta='purple violet', cyan='turquoise', number='numeral',
              normal='medium', thick='bold heavy', leaning='slanted tilted', upright='straight',
-             strokes='stroke') | {'': 'a an the standing to of is drawn written'}      # say nothing
+             strokes='stroke', thin='fine') | {'': 'a an the standing to of is drawn written'}
 SYNONYMS = {other: word for word, others in _SAME.items() for other in others.split()}
 SYNONYMS |= {str(i): word for i, word in enumerate(ATTRIBUTES['label'])}
 _words = re.compile(r'\w+').findall
@@ -76,7 +76,7 @@ class Tokenizer:
         rows = [row + [0]*(self.length - len(row)) for row in rows]
         return torch.tensor(rows, dtype=torch.long).view(-1, self.length)
 
-# %% ../nbs/34_clip.ipynb #00000004
+# %% ../nbs/34_clip.ipynb #0000001f
 _NAMES = ATTRIBUTES | dict(slant=['leaning left', 'upright', 'leaning right'])
 PHRASES = dict(       # where each name may stand, and * the rest of the caption
     ink=['{} *', '{} *', '{} *', '* in {}', '* in {} ink'], slant=['* {}'],
@@ -108,7 +108,7 @@ def describe(attributes, rng, full=1., p=0.75) -> str:
         text = phrase.replace('*', text)
     return text
 
-# %% ../nbs/34_clip.ipynb #00000005
+# %% ../nbs/34_clip.ipynb #00000022
 def nearness(length, slopes, device=None) -> torch.Tensor:
     """What is added to attention's scores, `(2*len(slopes), length, length)`: near words first.
 
@@ -157,7 +157,7 @@ class TextEncoder(nn.Module):
             x = block(x, bias)
         return self.norm(x)*word[..., None]
 
-# %% ../nbs/34_clip.ipynb #00000006
+# %% ../nbs/34_clip.ipynb #00000025
 class CLIP(HubModel):
     """Captions and pictures in one space, each caption near its picture (Radford et al. 2021).
 
@@ -212,7 +212,7 @@ class CLIP(HubModel):
         "As `HubModel.from_pretrained`; default: the weights that come with this library."
         return super().from_pretrained(folder or files('miniai')/'weights'/'clip', **hub)
 
-# %% ../nbs/34_clip.ipynb #00000007
+# %% ../nbs/34_clip.ipynb #00000026
 def clip_loss(logits, also_true) -> torch.Tensor:
     """Cross-entropy of finding each picture's caption and each caption's picture, their mean.
 
@@ -223,7 +223,7 @@ def clip_loss(logits, also_true) -> torch.Tensor:
     logits = logits.masked_fill(also_true & (own != own[:, None]), HIDDEN)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))/2
 
-# %% ../nbs/34_clip.ipynb #00000008
+# %% ../nbs/34_clip.ipynb #00000029
 def random_colours(drawings, n, generator=None) -> tuple:
     """`n` random drawings in colours without a name: pictures `(n, 3, h, w)`, attributes `(n, 5)`.
 
@@ -270,7 +270,7 @@ class CaptionedBatches(RandomBatches):
             # row i, column j: whether caption j is true of picture i
             yield (x, ids), ((said == -1) | (said == y[:, None])).all(-1)
 
-# %% ../nbs/34_clip.ipynb #00000009
+# %% ../nbs/34_clip.ipynb #0000002c
 def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_share=0.35, cbs=(),
                device=None, model=None, **batches) -> Learner:
     """A `Learner` that has trained a `CLIP` (`model`; default: a new one).
