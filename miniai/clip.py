@@ -106,7 +106,7 @@ def describe(attributes, rng, full=1., p=0.75) -> str:
     phrases.append(rng.choice(['a *', 'a *', 'the *', '*']))
     for phrase in sorted(phrases, key=lambda s: ',' in s):       # 'red paper, ...' goes in front
         text = phrase.replace('*', text)
-    return text.replace('a eight', 'an eight')
+    return re.sub(r'\ba eight', 'an eight', text)
 
 # %% ../nbs/34_clip.ipynb #00000022
 def nearness(length, slopes, device=None) -> torch.Tensor:
