@@ -33,7 +33,6 @@ _SAME = dict(red='crimson', magenta='purple violet', cyan='turquoise', number='n
              strokes='stroke', thin='fine') | {'': 'a an the standing to of is drawn written'}
 SYNONYMS = {other: word for word, others in _SAME.items() for other in others.split()}
 SYNONYMS |= {str(i): word for i, word in enumerate(ATTRIBUTES['label'])}
-_words = re.compile(r'\w+').findall
 
 class Tokenizer:
     """Captions to numbers: `tokenizer(texts)` is int64 `(n, length)`.
@@ -52,14 +51,15 @@ class Tokenizer:
     @classmethod
     def from_texts(cls, texts, length=None, synonyms=SYNONYMS):
         "A tokenizer of the words in `texts` that say something; `length`: default, all fit."
-        texts = [[w for w in _words(text.lower()) if synonyms.get(w, w)] for text in texts]
+        texts = [re.findall(r'\w+', text.lower()) for text in texts]
+        texts = [[w for w in words if synonyms.get(w, w)] for words in texts]
         return cls(sorted(set().union(*texts)), length or max(map(len, texts)) + 1, synonyms)
 
     def __len__(self): return len(self.words) + 2
 
     def split(self, text) -> list:
         "The words of a caption, synonyms replaced."
-        words = _words(text.lower())
+        words = re.findall(r'\w+', text.lower())
         strange = [word for word in dict.fromkeys(words) if word not in self.meaning]
         if strange:
             near = [' or '.join(difflib.get_close_matches(w, self.meaning, 2, 0)) for w in strange]
@@ -144,10 +144,9 @@ class TextEncoder(nn.Module):
     0 where there's padding. Two heads of attention for each of `slopes` (see `nearness`)."""
     def __init__(self, n_words, width=96, n_layers=2, slopes=(2., 0.5)):
         super().__init__()
-        start, self.slopes = 0.5*torch.randn(n_words, width), slopes
-        self.embedding = nn.Embedding.from_pretrained(start, freeze=False)
+        self.embedding = nn.Embedding.from_pretrained(0.5*torch.randn(n_words, width), freeze=False)
         self.blocks = nn.ModuleList(TextBlock(width, 2*len(slopes)) for _ in range(n_layers))
-        self.norm = nn.LayerNorm(width)
+        self.slopes, self.norm = slopes, nn.LayerNorm(width)
 
     def forward(self, ids):
         word, x = ids > 0, self.embedding(ids)
@@ -180,9 +179,8 @@ class CLIP(HubModel):
     def ids(self, captions):
         "Captions as ids `(n, length)` on the model's device; `ValueError` where they can't be."
         ids = captions if isinstance(captions, torch.Tensor) else self.tokenizer(captions)
-        n = len(self.tokenizer)
-        if ids.dtype != torch.long or ids.ndim != 2 or ((ids < 0) | (ids >= n)).any():
-            raise ValueError(f"expected captions, or int64 ids (n, length) from 0 to {n - 1}")
+        if ids.dtype != torch.long or ids.ndim != 2 or (ids % len(self.tokenizer) != ids).any():
+            raise ValueError(f"expected captions, or ids (n, length) below {len(self.tokenizer)}")
         return ids.to(self.logit_scale.device)
 
     def states(self, captions):
@@ -227,13 +225,18 @@ def clip_loss(logits, also_true) -> torch.Tensor:
 def random_colours(drawings, n, generator=None) -> tuple:
     """`n` random drawings in colours without a name: pictures `(n, 3, h, w)`, attributes `(n, 5)`.
 
-    In thirds: ink and paper random, only the ink, only the paper. What's random has attribute -1.
-    `drawings`: `captions.Drawings`; `generator` is on the processor."""
+    In thirds: ink and paper random, only the ink, only the paper. What's random has attribute -1,
+    is never nearer than 0.2 to a named colour in a channel of its own, and shares about half of its
+    channels with the other colour, as named ones do. `drawings`: `captions.Drawings`; `generator`
+    is on the processor."""
     i = torch.randint(len(drawings), (n,), generator=generator).to(drawings.device)
     named = torch.tensor([[0, 0], [0, 1], [1, 0]])[torch.randint(3, (n,), generator=generator)] > 0
     y = drawings.attributes[i].cpu()
-    colours = torch.rand(n, 32, 2, 3, generator=generator)*2 - 1           # 32 tries for each
+    colours = torch.rand(n, 32, 2, 3, generator=generator)*1.6 - 0.8       # 32 tries for each
     colours = torch.where(named[:, None, :, None], PALETTE[y[:, None, 1:3]], colours)
+    lead = torch.where(named[:, 1, None, None], colours[:, :, 1], colours[:, :, 0])
+    follow = torch.rand(n, 32, 1, 3, generator=generator) < 0.5
+    colours = torch.where(follow, lead[:, :, None], colours)
     differ = colours.diff(dim=2).abs().amax((2, 3)) > 0.7                  # ink that shows
     colours = colours[torch.arange(n), differ.int().argmax(1), ..., None, None].to(i.device)
     y[:, 1:3] = y[:, 1:3].where(named, -1)
@@ -281,10 +284,9 @@ def train_clip(pictures, steps=450, batch_size=256, lr=2e-3, seed=0, random_shar
     steps, device = whole_number('steps', steps), device or default_device()
     set_seed(seed)
     x, captions = pictures if isinstance(pictures, tuple) else (pictures.x, pictures.attributes)
-    model = CLIP() if model is None else model
-    n, generator = math.gcd(steps, 50), torch.Generator().manual_seed(seed)
-    loader = CaptionedBatches(x.to(device), captions, model.tokenizer, batch_size, n, generator,
-                              random_share=random_share, **batches)
+    model, n = model or CLIP(), math.gcd(steps, 50)
+    more = dict(generator=torch.Generator().manual_seed(seed), random_share=random_share) | batches
+    loader = CaptionedBatches(x.to(device), captions, model.tokenizer, batch_size, n, **more)
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.05)
     cbs = [DeviceCB(device), GradClipCB(1.), ScheduleCB(), MetricsCB(), *cbs]
     learn = Learner(model, DataLoaders(loader), clip_loss, lr, cbs, opt_func)

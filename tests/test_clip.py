@@ -205,7 +205,7 @@ def test_embeddings_scores_and_logits(model, digits):
     ],
 )
 def test_refused_ids(ids, model):
-    with pytest.raises(ValueError, match='int64 ids'):
+    with pytest.raises(ValueError, match='ids .n, length. below'):
         model.states(ids)
 
 
