@@ -30,7 +30,7 @@ from miniai.muon import Muon
 from miniai.pipeline import TextToImagePipeline
 from miniai.tensors import set_seed
 from miniai.text_to_image import TextUNet, text_to_image_learner
-from miniai.weights.train_text_to_image import latents_of
+from miniai.weights.captioned import Digits
 from miniai.weights.train_vae import RandomColoursCB
 
 SHARES = dict(vae=0.42, clip=0.08, unet=0.5)  # of the seconds
@@ -128,6 +128,13 @@ def cost():
     )
 
 
+def latents_of(pictures, vae, generator):
+    "As `miniai train text-to-image` makes them."
+    digits = Digits.__new__(Digits)
+    digits.splits = pictures
+    return digits.latents(vae, generator)
+
+
 # --- ours, from nothing, in so many processor seconds ---
 def budget(seconds):
     return TimeBudgetCB(seconds, time.process_time)
@@ -155,7 +162,7 @@ def ours(pictures, seconds, seed):
     clip = train_clip(
         train, 10**6, seed=seed, cbs=[budget(part['clip'])], device='cpu'
     ).model.eval()
-    z, said = latents_of(vae, train, seed)
+    z, said = latents_of(pictures, vae, generator)
     batches = CaptionedBatches(z, said, clip.tokenizer, 64, 100, generator, full=0.9)
     unet, left = TextUNet(), seconds - (time.process_time() - start)
     learn = text_to_image_learner(
