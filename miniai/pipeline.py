@@ -231,7 +231,7 @@ def _to_tensor(image, side, channels):
         x = image*2 - 1 if channels == 1 else image
         x = x.float().view(-1, channels, *x.shape[-2:])
         if x.shape[2:] != (side, side) or not x.abs().max() <= 1.001:
-            raise ValueError(f"expected pictures of {side}x{side} in [-1, 1], masks in [0, 1], "
-                             f"but got {tuple(image.shape)}, {image.min():.4g} to {image.max():.4g}")
+            raise ValueError(f"pictures must be {side}x{side} in [-1, 1], masks in [0, 1], but "
+                             f"got {tuple(image.shape)}, {image.min():.4g} to {image.max():.4g}")
         return x
     return images_to_tensor(image if isinstance(image, list) else [image], side, channels)
