@@ -811,5 +811,6 @@ d = { 'settings': { 'branch': 'main',
                              'miniai.unet.Upsample.__init__': ('unet.html#upsample.__init__', 'miniai/unet.py'),
                              'miniai.unet._level': ('unet.html#_level', 'miniai/unet.py'),
                              'miniai.unet.timestep_embedding': ('unet.html#timestep_embedding', 'miniai/unet.py')},
+            'miniai.weights.captioned': {},
             'miniai.weights.train_text_to_image': {},
             'miniai.weights.train_vae': {}}}
