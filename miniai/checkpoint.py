@@ -142,8 +142,8 @@ def _settings(learn, data):
     weights = {f'model, {k!r}': describe(v) for k, v in weights.items()}
     layers = {f'model, layer {k!r}': f'{type(m).__name__}({m.extra_repr()})'
               for k, m in learn.model.named_modules()}
-    rates = {f'optimiser, {k}': v for k, v in learn.opt.defaults.items()
-             if isinstance(v, (int, float, tuple))}
+    rates = {'differentiable': False} | learn.opt.defaults     # PyTorch adds it when it loads one
+    rates = {f'optimiser, {k}': v for k, v in rates.items() if isinstance(v, (int, float, tuple))}
     return {**weights, **layers, 'optimiser': type(learn.opt).__name__, **rates,
             'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
             'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),

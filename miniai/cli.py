@@ -31,14 +31,18 @@ def _above_0(value): return 0 < value < float('inf')
 _positive_int = _kind(int, _above_0, 'more than 0')
 _positive_float = _kind(float, _above_0, 'more than 0 and finite')
 _seed = _kind(int, range(2**32).__contains__, 'from 0 to 2**32 - 1')
+_up_to_1000 = _kind(int, range(1, 1001).__contains__, 'from 1 to 1000')
+_share = _kind(float, lambda v: 0 <= v <= 1, 'from 0 to 1')
+_scale = _kind(float, lambda v: 0 <= v <= 100, 'from 0 to 100')
 _name = _kind(str, str.strip, 'a name: it is empty')
 
 def build_parser() -> argparse.ArgumentParser:
     "Returns the parser of the `miniai` command."
-    p = argparse.ArgumentParser('miniai', description='Train a small diffusion model on real '
-                                'pictures, and draw new ones.')
+    p = argparse.ArgumentParser('miniai', description='Draw what a sentence says, or train '
+                                'a small diffusion model on real pictures, and draw new ones.')
     commands = p.add_subparsers(dest='command', required=True)
-    for name, add, words in (('demo', _add_demo, 'train, draw, and say how good it is'),
+    for name, add, words in (('generate', _add_generate, 'draw what a sentence says'),
+                             ('demo', _add_demo, 'train, draw, and say how good it is'),
                              ('sample', _add_sample, 'draw more from a saved model'),
                              ('train', _add_train, 'make again the weights of the library')):
         add(commands.add_parser(name, help=words, description=words))
@@ -71,22 +75,54 @@ def _add_sample(p):
     _add_common(p, seed=0)
 
 def _add_train(p):
-    p.add_argument('what', choices=['vae'], help='the autoencoder of lesson 31')
-    p.add_argument('--data', type=_name, default='digits', help="the handwriting: 'digits' (the "
-                   "default), a Hub id like ylecun/mnist, or a folder of labelled pictures")
+    models = p.add_subparsers(dest='what', required=True)
+    for name, words, out in (('vae', 'the autoencoder of lesson 31', 'vae'),
+                             ('text-to-image', 'VAE, CLIP and U-Net of lessons 31 to 35', 'model')):
+        part = models.add_parser(name, help=words, description=f'Makes {words} from nothing. '
+                                 'Interrupted, the same command carries on.')
+        part.add_argument('--data', type=_name, default='digits', help="the handwriting: 'digits' "
+                          "(the default), a Hub id like ylecun/mnist, or a folder of labelled "
+                          "pictures" + (', or of captioned ones of any kind')*(name != 'vae'))
+        _add_length(part, name == 'vae')
+        part.add_argument('--out', type=_name, default=out,
+                          help=f'folder to write to (default: {out})')
+        _add_common(part, seed=0)
+
+def _add_length(p, seconds):
     long = p.add_mutually_exclusive_group()
-    long.add_argument('--seconds', type=_positive_float, default=240.,
-                      help='of training (default: 240)')
-    long.add_argument('--steps', type=_positive_int,
-                      help='train for so many steps instead (rounded up to hundreds)')
-    p.add_argument('--out', type=_name, default='vae', help='folder to write to (default: vae)')
+    if seconds:
+        long.add_argument('--seconds', type=_positive_float, default=240.,
+                          help='of training (default: 240)')
+    words = 'train for so many steps instead' if seconds else 'of the U-Net (default: 4000)'
+    long.add_argument('--steps', type=_positive_int, default=None if seconds else 4000,
+                      help=f'{words} (rounded up to hundreds)')
+
+def _add_generate(p):
+    p.add_argument('prompt', nargs='+', help='what to draw: a red seven on a yellow background')
+    p.add_argument('--negative', help='what to steer away from')
+    p.add_argument('--guidance-scale', type=_scale, default=3.,
+                   help='how decidedly to follow the words, 0 to 100 (default: 3)')
+    p.add_argument('--steps', type=_up_to_1000, default=16, help='denoising steps (default: 16)')
+    p.add_argument('-n', '--n', type=_up_to_1000, default=1, help='how many (default: 1)')
+    p.add_argument('--image', type=_name, help='picture file to start from')
+    p.add_argument('--strength', type=_share, help='how much of it is drawn anew, 0 to 1 (default: '
+                   '0.8, with a mask 1)')
+    p.add_argument('--mask', type=_name, help='picture file, white where to draw')
+    p.add_argument('--model', type=_name, help='a folder that `miniai train text-to-image` wrote, '
+                   'or a Hub id (default: the weights that come with miniai)')
+    p.add_argument('--out', type=_name, default='generated.png',
+                   help='PNG file to write (default: generated.png)')
+    p.add_argument('--steps-gif', type=_name, help='GIF file for the way there')
     _add_common(p, seed=0)
 
 # %% ../nbs/90_cli.ipynb #0000000a
 def _load(command):
     "The heavy imports come here: help doesn't wait for them."
-    module, name = dict(demo=('demo', 'demo'), sample=('demo', 'sample_cmd'),
-                        train=('weights.train_vae', 'train_vae'))[command]
+    module, name = {'demo': ('demo', 'demo'), 'sample': ('demo', 'sample_cmd'),
+                    'generate': ('generate', 'generate'),
+                    'vae': ('weights.train_vae', 'train_vae'),
+                    'text-to-image': ('weights.train_text_to_image', 'train_text_to_image'),
+                    }[command]
     return getattr(importlib.import_module(f'miniai.{module}'), name)
 
 class _Pulse:
@@ -147,7 +183,9 @@ def main(argv=None) -> int:
     "The `miniai` command; returns its exit code: 0, 2 for an error, 130 for an interrupt."
     args = vars(build_parser().parse_args(argv))
     command, debug = args.pop('command'), args.pop('debug')
-    args.pop('what', None)                       # so far there's only the VAE to train
+    command = args.pop('what', command)
+    if 'prompt' in args:
+        args['prompt'] = ' '.join(args['prompt'])            # no quotes needed
     try:
         _run(command, args)
         return 0

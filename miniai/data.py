@@ -73,7 +73,7 @@ def _read(name):
 
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
-    "The picture column as `image`, the class column (where there is one) as `label`; no others."
+    "The picture column as `image`; where there are such, classes as `label`, captions as `text`."
     kinds = {c: type(f).__name__ for c, f in ds.features.items()}
     images = [c for c, k in kinds.items() if k == 'Image']
     if not images:
@@ -81,31 +81,32 @@ def _tidy(ds, name):
     labels = [c for c, k in kinds.items() if k in ('Value', 'ClassLabel')
               and c.strip().lower() in ('label', 'labels', 'class')]
     labels += [c for c, k in kinds.items() if k == 'ClassLabel']
-    names = dict(zip(images[:1] + labels[:1], ('image', 'label')))
+    texts = [c for c in ('text', 'caption') if 'string' in getattr(ds.features.get(c), 'dtype', '')]
+    names = {c[0]: k for c, k in ((images, 'image'), (labels, 'label'), (texts, 'text')) if c}
     return ds.select_columns(list(names)).rename_columns(names)
 
 def _number_labels(dd):
     "Labels of any kind as 0 to k - 1 with their names; -1 where one is missing; no column of none."
     import pandas as pd
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, DatasetDict, Image
     names = getattr(dd['train'].features.get('label'), 'names', None)
     if names and dd['train'].info.builder_name == 'imagefolder':
         rows = dd['train'].cast_column('image', Image(decode=False))['image']
         if len({Path(row['path']).parent.parent for row in rows}) > 1:
             raise ValueError("the folders of classes must lie side by side, not in several folders")
-    given = [ds['label'] if 'label' in ds.column_names else [None]*len(ds) for ds in dd.values()]
-    values = [v.strip() if isinstance(v, str) else v for column in given for v in column]
+    others = {k: ds.select_columns(sorted({*ds.column_names} - {'label'})) for k, ds in dd.items()}
+    values = [v.strip() if isinstance(v, str) else v for ds in dd.values()
+              for v in (ds['label'] if 'label' in ds.column_names else [None]*len(ds))]
     none = ['', -1] if set(values) != {1, -1} else []                     # these are two classes
     values = pd.Series(values, dtype=object)
     numbers, known = pd.factorize(values.where(~values.isin(none)), sort=True)
     numbers = dict(zip(dd, np.split(numbers, [len(dd['train'])])))
     if numbers['train'].max() < 0 or names and set(names) <= {'train', *_HELD_OUT}:
-        return dd.select_columns('image')       # no labels, or the folders `train` and `test`
+        return DatasetDict(others)              # no labels, or the folders `train` and `test`
     if names is None:
         names = [str(v).removesuffix('.0') if isinstance(v, float) else str(v) for v in known]
-        for k, ds in dd.items():
-            ds = ds.select_columns('image').add_column('label', numbers[k])
-            dd[k] = ds.cast_column('label', ClassLabel(names=names))
+        for k, ds in others.items():
+            dd[k] = ds.add_column('label', numbers[k]).cast_column('label', ClassLabel(names=names))
     return dd
 
 # %% ../nbs/10_data.ipynb #00000027
@@ -115,7 +116,8 @@ def load_images(name_or_folder, test_size=0.1):
     `name_or_folder`: 'digits', a Hub id ('ylecun/mnist'), or a folder (in the Hub's layout, or with
     pictures in sub-folders per class or per split, or just pictures). `test_size`: the share of
     rows held out where the data has no test split of its own. Returns a `DatasetDict` with `train`
-    and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with names).
+    and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with names), and
+    `text` where a `metadata.csv` or `metadata.jsonl` gives each `file_name` its `text`.
 
     Raises `FileNotFoundError` when it's nowhere (or the Hub can't be reached), `ValueError` when it
     holds no pictures, or one alone."""

@@ -7,18 +7,15 @@ __all__ = ['default_widths', 'recipe', 'pick_device', 'make_eval', 'guided', 'be
            'sample_cmd']
 
 # %% ../nbs/81_demo.ipynb #00000002
-import tempfile
 import time
 from itertools import chain
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
 from torch.nn import functional as F
 
 from .callbacks import NaNStopCB, ProgressCB, TimeBudgetCB, accuracy
-from .checkpoint import atomic_write
 from .classifier import train_classifier
 from .data import DataLoaders, load_images
 from .diffusion import diffusion_learner, sample_batches
@@ -26,7 +23,7 @@ from .guidance import AutoGuidance, GuideModelCB
 from .metrics import ImageEval
 from .muon import Muon
 from .plot import animate, image_grid
-from .results import Results
+from .results import Results, check_picture, write_picture
 from .samplers import DPMSolverScheduler
 from .tensors import default_device, set_seed, to_cpu, whole_number
 from .unet import UNet
@@ -231,33 +228,16 @@ def load_model(folder, device=None):
                          " train it again") from e
     return model, scheduler, guide
 
-def _check_picture(path):
-    "Raises where `path` can't become a picture file without a loss."
-    if Image.registered_extensions().get(path.suffix.lower()) != 'PNG':
-        raise ValueError(f"{path.name!r} is no picture file name: end it in .png")
-    try:
-        ours = not path.exists() or Image.open(path).info.get('Software') == 'miniai'
-    except (OSError, Image.DecompressionBombError):                       # a folder, for example
-        ours = False
-    if not ours:
-        raise FileExistsError(f"{str(path)!r} is there already and isn't a picture of miniai's "
-                              "making: choose another name with --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=path.parent).close()              # now, not after drawing
-
 def sample_cmd(folder, n=64, steps=None, seed=0, out='samples.png', device=None):
     "Draws `n` pictures with a saved model into the picture file `out`, and returns them."
     out, device = Path(out), pick_device(device)
-    _check_picture(out)
+    check_picture(out)
     model, scheduler, guide = load_model(folder, device)
     steps = recipe(min(model.sample_size))['steps'] if steps is None else steps
     shape = (whole_number('n', n, high=10**6), model.in_channels, *model.sample_size)
     generator = torch.Generator().manual_seed(seed)
     new = torch.cat([*sample_batches(guided(model, guide), scheduler, shape, steps, generator)])
-    mark = PngInfo()
-    mark.add_text('Software', 'miniai')
-    with atomic_write(out) as f:
-        # smaller ones where there are so many that few programs could open the file
-        image_grid(new, size=max(4, min(64, round(8192/n**0.5) - 6))).save(f, 'PNG', pnginfo=mark)
+    # smaller ones where there are so many that few programs could open the file
+    write_picture(out, image_grid(new, size=max(4, min(64, round(8192/n**0.5) - 6))))
     print(f"{n:,} new pictures in {out}")
     return new

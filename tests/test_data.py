@@ -1,6 +1,7 @@
 """Bad luck with data: what is said when pictures can't be had, and what becomes of odd folders."""
 
 import io
+import json
 import os
 import uuid
 
@@ -402,6 +403,37 @@ def test_labels_that_are_easily_mixed_up(tmp_path, labels):
     dd = load_images(folder_with_labels(tmp_path / 'x', labels * 3))
     assert dd['train'].features['label'].names == [str(v) for v in labels]
     assert label_of_each_picture(dd) == dict(enumerate([str(v) for v in labels] * 3))
+
+
+CAPTIONS = ['a grey picture', 'a dark one, "so to say"', 'grün', 'a fourth, lighter'] * 2
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'csv', 'caption', 'with labels', 'split'])
+def test_captions_of_ones_own(tmp_path, kind):
+    "The Hub's convention: a table beside the pictures that gives each file name its text."
+    rows = [dict(file_name=f'{i}.png', text=text) for i, text in enumerate(CAPTIONS)]
+    if kind == 'caption':
+        rows = [dict(file_name=r['file_name'], caption=r['text'], width=8) for r in rows]
+    if kind == 'with labels':
+        rows = [dict(r, label=i % 2) for i, r in enumerate(rows)]
+    parts = dict(train=rows[:6], test=rows[6:]) if kind == 'split' else {'': rows}
+    for name, part in parts.items():
+        for row in part:
+            save(tmp_path / name / row['file_name'], 10 * int(row['file_name'][0]))
+        text = '\n'.join(map(json.dumps, part))
+        if kind == 'csv':
+            quoted = ((r['file_name'], r['text'].replace('"', '""')) for r in part)
+            text = 'file_name,text\n' + '\n'.join(f'{a},"{b}"' for a, b in quoted)
+        end = 'csv' if kind == 'csv' else 'jsonl'
+        (tmp_path / name / f'metadata.{end}').write_text(text)
+    dd = load_images(tmp_path, test_size=0.25)
+    assert {k: len(ds) for k, ds in dd.items()} == dict(train=6, test=2)
+    seen = {np.asarray(r['image'])[0, 0] // 10: r['text'] for ds in dd.values() for r in ds}
+    assert seen == dict(enumerate(CAPTIONS))
+    labels = ['label'] if kind == 'with labels' else []
+    assert sorted(dd['train'].column_names) == sorted(['image', 'text'] + labels)
+    texts = next(iter(DataLoaders.from_dataset(dd, target='text').test))[1]
+    assert set(texts) <= set(CAPTIONS)
 
 
 def test_a_name_isnt_answered_by_another_folder_of_that_name(tmp_path, monkeypatch):

@@ -115,12 +115,12 @@ def figures_of(vae, pictures, judge) -> dict:
     return out
 
 
-def make_learner(pictures, folder, seconds, steps, seed, device):
-    "Returns a learner that resumes from `folder`, and its clock."
+def make_learner(x, folder, seconds, steps, seed, device):
+    "Returns a learner of pictures `x` that resumes from `folder`, and its clock."
     set_seed(seed)
-    train, generator = pictures['train'], torch.Generator().manual_seed(seed)
-    batches = RandomBatches(train.x.to(device), train.attributes[:, 0].to(device), BATCH_SIZE,
-                            STEPS_PER_EPOCH, generator)
+    rows = torch.arange(len(x), device=device)
+    batches = RandomBatches(x.to(device), rows, BATCH_SIZE, STEPS_PER_EPOCH,
+                            torch.Generator().manual_seed(seed))
     clock = Clock()
     cbs = [ProgressCB(plot=False), RandomColoursCB(), clock]
     if fast_bf16(device):
@@ -146,7 +146,7 @@ def train_vae(seconds=240., steps=None, data='digits', out='vae', seed=0, device
     print('drawing the pictures ...', flush=True)
     pictures = captioned_digits(source)
     kept = Path(out)/f"checkpoint-{Path(data).name}-{seed}{f'-{steps}' if steps else ''}"
-    learn, clock = make_learner(pictures, kept, seconds, steps, seed, device)
+    learn, clock = make_learner(pictures['train'].x, kept, seconds, steps, seed, device)
     if kept.is_dir() and checkpoints(kept):
         print(f'carrying on (to begin anew, remove {kept})', flush=True)
     try:
