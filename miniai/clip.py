@@ -77,7 +77,9 @@ class Tokenizer:
         return torch.tensor(rows, dtype=torch.long).view(-1, self.length)
 
 # %% ../nbs/34_clip.ipynb #0000001f
-_NAMES = ATTRIBUTES | dict(slant=['leaning left', 'upright', 'leaning right'])
+# 'coloured': in a colour without a name
+_NAMES = ATTRIBUTES | {name: [*ATTRIBUTES[name], 'coloured'] for name in ('ink', 'paper')}
+_NAMES |= dict(slant=['leaning left', 'upright', 'leaning right'])
 PHRASES = dict(       # where each name may stand, and * the rest of the caption
     ink=['{} *', '{} *', '{} *', '* in {}', '* in {} ink'], slant=['* {}'],
     thickness=['{} *', '{} *', '{} *', '* with {} strokes', '* {} strokes'],
@@ -225,21 +227,20 @@ def clip_loss(logits, also_true) -> torch.Tensor:
 def random_colours(drawings, n, generator=None) -> tuple:
     """`n` random drawings in colours without a name: pictures `(n, 3, h, w)`, attributes `(n, 5)`.
 
-    In thirds: ink and paper random, only the ink, only the paper. What's random has attribute -1,
-    is never nearer than 0.2 to a named colour in a channel of its own, and shares about half of its
+    In thirds: ink and paper random, only the ink, only the paper. What's random has attribute 8,
+    'coloured', is never nearer than 0.2 to a named colour in a channel of its own, and shares about half of its
     channels with the other colour, as named ones do. `drawings`: `captions.Drawings`; `generator`
     is on the processor."""
     i = torch.randint(len(drawings), (n,), generator=generator).to(drawings.device)
     named = torch.tensor([[0, 0], [0, 1], [1, 0]])[torch.randint(3, (n,), generator=generator)] > 0
     y = drawings.attributes[i].cpu()
-    colours = torch.rand(n, 32, 2, 3, generator=generator)*1.6 - 0.8       # 32 tries for each
+    colours = torch.rand(n, 64, 2, 3, generator=generator)*1.6 - 0.8       # 64 tries for each
     colours = torch.where(named[:, None, :, None], PALETTE[y[:, None, 1:3]], colours)
-    lead = torch.where(named[:, 1, None, None], colours[:, :, 1], colours[:, :, 0])
-    follow = torch.rand(n, 32, 1, 3, generator=generator) < 0.5
-    colours = torch.where(follow, lead[:, :, None], colours)
-    differ = colours.diff(dim=2).abs().amax((2, 3)) > 0.7                  # ink that shows
+    lead = torch.where(named[:, 1, None, None], colours[:, :, 1], colours[:, :, 0])[:, :, None]
+    colours = torch.where(torch.rand(n, 64, 1, 3, generator=generator) < 0.5, lead, colours)
+    differ = colours.diff(dim=2).abs().amax((2, 3)) > 0.9                  # ink that shows
     colours = colours[torch.arange(n), differ.int().argmax(1), ..., None, None].to(i.device)
-    y[:, 1:3] = y[:, 1:3].where(named, -1)
+    y[:, 1:3] = y[:, 1:3].where(named, len(PALETTE))
     shapes = drawings.shapes[drawings.which[i], None]/255
     return torch.lerp(colours[:, 1], colours[:, 0], shapes), y.to(i.device)
 

@@ -19,7 +19,7 @@ from miniai.text_to_image import TextUNet, text_to_image_learner
 from miniai.weights import captioned, train_vae
 from miniai.weights.train_vae import STEPS_PER_EPOCH, Clock, make_learner
 
-STEPS = dict(vae=5_200, clip=450, unet=4_000)          # of each part; --steps is the U-Net's
+STEPS = dict(vae=5_200, clip=450, unet=5_000)          # of each part; --steps is the U-Net's
 BATCH_SIZES = dict(vae=train_vae.BATCH_SIZE, clip=256, unet=64)
 CLIP_STEPS_PER_EPOCH = 50
 N_BYTES = 30_000_000                                    # room on the disk that it needs
@@ -54,7 +54,7 @@ def fit_unet(pictures, vae, clip, folder, steps, seed, device):
     vae, clip = copy.deepcopy(vae).to(device), copy.deepcopy(clip).to(device)
     z, captions = pictures.latents(vae, torch.Generator().manual_seed(seed))
     batches = CaptionedBatches(z, captions, clip.tokenizer, BATCH_SIZES['unet'], STEPS_PER_EPOCH,
-                               torch.Generator().manual_seed(seed), full=0.9)
+                               torch.Generator().manual_seed(seed), full=0.85)
     set_seed(seed)
     clock = Clock()
     cbs = [ProgressCB(plot=False), clock, CheckpointCB(folder, resume=True)]
