@@ -228,9 +228,9 @@ def random_colours(drawings, n, generator=None) -> tuple:
     """`n` random drawings in colours without a name: pictures `(n, 3, h, w)`, attributes `(n, 5)`.
 
     In thirds: ink and paper random, only the ink, only the paper. What's random has attribute 8,
-    'coloured', is never nearer than 0.2 to a named colour in a channel of its own, and shares about half of its
-    channels with the other colour, as named ones do. `drawings`: `captions.Drawings`; `generator`
-    is on the processor."""
+    'coloured', is never nearer than 0.2 to a named colour in a channel of its own, and shares about
+    half of its channels with the other colour, as named ones do. `drawings`: `captions.Drawings`;
+    `generator` is on the processor."""
     i = torch.randint(len(drawings), (n,), generator=generator).to(drawings.device)
     named = torch.tensor([[0, 0], [0, 1], [1, 0]])[torch.randint(3, (n,), generator=generator)] > 0
     y = drawings.attributes[i].cpu()
