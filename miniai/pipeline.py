@@ -30,7 +30,7 @@ from .schedulers import randn
 from .tensors import check_has, check_number, check_one_of, whole_number
 from .text_to_image import TextUNet, default_scheduler
 
-# %% ../nbs/36_edit.ipynb #00000004
+# %% ../nbs/36_edit.ipynb #00000028
 class Inpaint(nn.Module):
     """A model `(x, t)` that answers the truth where the picture is known.
 
@@ -47,7 +47,7 @@ class Inpaint(nn.Module):
         truth = self.scheduler.target(self.known, noise, t.long())
         return torch.where(self.mask > 0, self.model(x, t), truth)
 
-# %% ../nbs/36_edit.ipynb #00000006
+# %% ../nbs/36_edit.ipynb #0000002a
 class _Late:
     "A scheduler without its first `skip` steps."
     def __init__(self, scheduler, skip): self.scheduler, self.skip = scheduler, skip
@@ -58,7 +58,7 @@ class _Late:
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps = self.scheduler.timesteps[self.skip*self.scheduler.order:]
 
-# %% ../nbs/36_edit.ipynb #00000008
+# %% ../nbs/36_edit.ipynb #0000002c
 PipelineOutput = namedtuple('PipelineOutput', 'images')
 _PARTS = dict(vae=VAE, clip=CLIP, unet=TextUNet)
 
@@ -201,7 +201,7 @@ class TextToImagePipeline:
         x = (x/2 + 0.5).clamp(0, 1)
         return x if output_type == 'pt' else x.permute(0, 2, 3, 1).cpu().float().numpy()
 
-# %% ../nbs/36_edit.ipynb #0000000a
+# %% ../nbs/36_edit.ipynb #0000002e
 def _check_call(scale, strength, output_type, generator, image, mask):
     check_number('guidance_scale', scale, lambda v: v >= 0, '0 or more')
     check_number('strength', strength, lambda v: 0 <= v <= 1, 'from 0 to 1')
