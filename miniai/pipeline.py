@@ -12,12 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .autoencoder import VAE
+from .classifier import hub_folder
 from .clip import CLIP
 from .data import images_to_tensor
 from .diffusion import sample
@@ -28,24 +30,37 @@ from .schedulers import randn
 from .tensors import check_has, check_number, check_one_of, whole_number
 from .text_to_image import TextUNet, default_scheduler
 
-# %% ../nbs/36_edit.ipynb #00000004
+# %% ../nbs/36_edit.ipynb #00000028
 class Inpaint(nn.Module):
     """A model `(x, t)` that answers the truth where the picture is known.
 
-    `known`: the clean picture `(n, c, h, w)`; `mask` `(n or 1, 1, h, w)`, 1 where `model` is to
-    draw. Elsewhere it gives the answer that leads to `known`, whichever the sampler."""
+    `known`: the clean picture `(n, c, h, w)`; `mask` `(n or 1, 1, h, w)`, more than 0 where `model`
+    is to draw. Elsewhere it gives the answer that leads to `known`, whichever the sampler."""
     def __init__(self, model, scheduler, known, mask):
         super().__init__()
+        check_has("one of miniai's schedulers, which know the answer", scheduler, 'target')
         self.model, self.scheduler, self.known, self.mask = model, scheduler, known, mask
 
     def forward(self, x, t):
         left = self.scheduler.alphas_cumprod.to(x)[t.long()].view(-1, 1, 1, 1)
-        a, b = left.sqrt(), (1 - left).sqrt()
-        truth = self.scheduler.target(self.known, (x - a*self.known)/b, t.long())
+        noise = (x - left.sqrt()*self.known)/(1 - left).sqrt()
+        truth = self.scheduler.target(self.known, noise, t.long())
         return torch.where(self.mask > 0, self.model(x, t), truth)
 
-# %% ../nbs/36_edit.ipynb #00000005
+# %% ../nbs/36_edit.ipynb #0000002a
+class _Late:
+    "A scheduler without its first `skip` steps."
+    def __init__(self, scheduler, skip): self.scheduler, self.skip = scheduler, skip
+
+    def __getattr__(self, name): return getattr(self.scheduler, name)
+
+    def set_timesteps(self, num_inference_steps):
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.timesteps = self.scheduler.timesteps[self.skip*self.scheduler.order:]
+
+# %% ../nbs/36_edit.ipynb #0000002c
 PipelineOutput = namedtuple('PipelineOutput', 'images')
+_PARTS = dict(vae=VAE, clip=CLIP, unet=TextUNet)
 
 class TextToImagePipeline:
     """Sentences to pictures: `pipe('a red seven on a yellow background').images[0]`.
@@ -53,7 +68,10 @@ class TextToImagePipeline:
     diffusers' protocol. Made of a `VAE`, a `CLIP`, a `TextUNet` and a scheduler (a diffusion in the
     VAE's latents: Rombach et al. 2022)."""
     def __init__(self, vae, clip, unet, scheduler=None):
-        self.vae, self.clip, self.unet = (m.eval() for m in (vae, clip, unet))
+        for part, kind in zip((vae, clip, unet), _PARTS.values()):
+            if not isinstance(part, kind):
+                raise TypeError(f"expected a VAE, a CLIP, a TextUNet, but one is {type(part)}")
+        self.vae, self.clip, self.unet = vae.eval(), clip.eval(), unet.eval()
         self.scheduler, self.show_bar = scheduler or default_scheduler(), True
         size = unet.in_channels, unet.context_dim
         there = vae.latent_channels, clip.text.norm.normalized_shape[0]
@@ -61,33 +79,27 @@ class TextToImagePipeline:
             raise ValueError(f"the U-Net takes {size[0]} latent channels, words of {size[1]}, but "
                              f"VAE and CLIP give {there[0]} and {there[1]}")
 
-    # --- to and from files ---
     @classmethod
     def from_pretrained(cls, folder=None, **hub):
         """Returns a pipeline from a folder or a Hub id; default: the weights that come with miniai.
 
         The folder holds `vae`, `clip`, `unet`, each with config.json and model.safetensors, and
-        `scheduler`. `hub`: as for `huggingface_hub.snapshot_download`. Raises `FileNotFoundError`,
-        or `ValueError` where the files don't fit."""
-        folder = files('miniai')/'weights' if folder is None else Path(folder)
-        if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(str(folder), **hub))
-            except Exception as e:                                          # of many kinds
-                raise FileNotFoundError(f"{str(folder)!r} is no folder, and can't be had from the "
-                                        f"Hub ({type(e).__name__})") from e
-        missing = [k for k in ('vae', 'clip', 'unet') if not (folder/k/'config.json').is_file()]
+        `scheduler`: the settings, by which DPM-Solver++ samples. `hub`: as for
+        `huggingface_hub.snapshot_download`. Raises `FileNotFoundError`, or `ValueError` where the
+        files don't fit."""
+        folder = hub_folder(folder or files('miniai')/'weights', '*/*', **hub)
+        needed = [f'{name}/config.json' for name in _PARTS] + ['scheduler/scheduler_config.json']
+        missing = [name for name in needed if not (folder/name).is_file()]
         if missing:
             raise FileNotFoundError(f"{str(folder)!r} holds no text-to-image model: "
                                     f"{' and '.join(missing)} missing")
-        parts = (kind.from_pretrained(folder/name) for name, kind in _PARTS.items())
+        parts = [kind.from_pretrained(folder/name) for name, kind in _PARTS.items()]
         return cls(*parts, DPMSolverScheduler.from_pretrained(folder/'scheduler'))
 
     def save_pretrained(self, folder):
-        "Writes all parts to a folder, from which `from_pretrained` makes the same pipeline."
-        for name in _PARTS:
+        "Writes all parts to a folder, for `from_pretrained`."
+        for name in (*_PARTS, 'scheduler'):
             getattr(self, name).save_pretrained(Path(folder)/name)
-        self.scheduler.save_pretrained(Path(folder)/'scheduler')
 
     def push_to_hub(self, repo_id, private=None, token=None):
         "Saves all parts to the repository `repo_id` ('user/name') of the Hub; returns its address."
@@ -106,7 +118,6 @@ class TextToImagePipeline:
 
     def set_progress_bar_config(self, disable=False): self.show_bar = not disable
 
-    # --- from sentences to pictures ---
     @torch.no_grad()
     def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
                  generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
@@ -123,36 +134,26 @@ class TextToImagePipeline:
         'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'. Raises `ValueError` for
         unknown words, and for numbers out of their range."""
         _check_call(guidance_scale, strength, output_type, generator, image, mask_image)
+        if getattr(self.scheduler.config, 'clip_sample', False):
+            raise ValueError("latents go beyond 1: make the scheduler with clip_sample=False")
         prompts, negative = _texts(prompt, negative_prompt, num_images_per_prompt)
         x0, mask = self._pictures(image, mask_image, len(prompts))
-        words = self.clip.states(prompts)
-        model = Guidance(self.unet, words, self.clip.states(negative), guidance_scale,
-                         guidance_rescale)
-        times, z = self._start(num_inference_steps, x0, strength, len(prompts), generator)
+        model = Guidance(self.unet, self.clip.states(prompts), self.clip.states(negative),
+                         guidance_scale, guidance_rescale)
+        scheduler, z = self._start(num_inference_steps, x0, strength, len(prompts), generator)
         if mask is not None:
-            model = Inpaint(model, self.scheduler, *self._known(x0, mask))
-        with tqdm(total=len(times), disable=not (times and self.show_bar), leave=False) as bar:
+            rough = F.max_pool2d(mask, self.vae.factor)     # all latents of which a part is drawn
+            model = Inpaint(model, self.scheduler, self._latents(x0), rough)
+        n = len(scheduler.timesteps)
+        with tqdm(total=n, disable=not (n and self.show_bar), leave=False) as bar:
             def after_step(i, t, x, guess):
                 bar.update()
                 self._tell(callback_on_step_end, i, t, x, guess)
-            if times:
-                z = sample(model, self.scheduler, z, times, generator, after_step)
+            if n:
+                z = sample(model, scheduler, z, num_inference_steps, generator, after_step)
         return PipelineOutput(self._finish(z, x0, mask, output_type))
 
     def _latents(self, x): return self.vae.encode(x)*self.vae.scaling_factor
-
-    def _start(self, n_steps, x0, strength, n, generator):
-        "The times to visit, and the latents to start from."
-        self.scheduler.set_timesteps(n_steps)
-        times, side = self.scheduler.timesteps.tolist(), self.unet.sample_size
-        device = self.unet.stem.weight.device
-        noise = randn((n, self.unet.in_channels, side, side), generator, device)
-        if x0 is None:
-            return times, noise*self.scheduler.init_noise_sigma
-        times, z = times[len(times) - int(len(times)*strength):], self._latents(x0)
-        if times:
-            z = self.scheduler.add_noise(z, noise, torch.full((n,), times[0], device=device))
-        return times, z
 
     def _pictures(self, image, mask, n):
         "Pictures to start from `(n, 3, h, w)`, the mask `(1, 1, h, w)` of 0 and 1; or None."
@@ -170,7 +171,18 @@ class TextToImagePipeline:
             mask = (_to_tensor(mask, side, 1) >= 0).to(like)
         return x.repeat_interleave(n//len(x), 0).to(like), mask
 
-    def _known(self, x0, mask): return self._latents(x0), F.max_pool2d(mask, self.vae.factor)
+    def _start(self, n_steps, x0, strength, n, generator):
+        "The scheduler, with the times to visit in `timesteps`, and the latents to start from."
+        n_steps = whole_number('num_inference_steps', n_steps)
+        skip = 0 if x0 is None else n_steps - int(n_steps*strength)
+        scheduler = _Late(self.scheduler, skip)
+        scheduler.set_timesteps(n_steps)
+        like, side = self.unet.stem.weight, self.unet.sample_size
+        noise = randn((n, self.unet.in_channels, side, side), generator, like.device, like.dtype)
+        if x0 is None:
+            return scheduler, noise*scheduler.init_noise_sigma
+        z, first = self._latents(x0), scheduler.timesteps[:1].to(like.device)
+        return scheduler, scheduler.add_noise(z, noise, first.expand(n)) if len(first) else z
 
     def _tell(self, callback, i, t, x, guess):
         if callback:
@@ -182,56 +194,54 @@ class TextToImagePipeline:
     def _finish(self, z, x0, mask, output_type):
         if output_type == 'latent':
             return z
-        x = self.vae.decode(z/self.vae.scaling_factor)
+        x = self.vae.decode(z.to(self.unet.stem.weight)/self.vae.scaling_factor)
         x = x if mask is None else torch.where(mask > 0, x, x0)
         if output_type == 'pil':
             return [to_pil(o) for o in x]
         x = (x/2 + 0.5).clamp(0, 1)
-        return x if output_type == 'pt' else x.permute(0, 2, 3, 1).cpu().numpy()
+        return x if output_type == 'pt' else x.permute(0, 2, 3, 1).cpu().float().numpy()
 
-_PARTS = dict(vae=VAE, clip=CLIP, unet=TextUNet)
-
-# %% ../nbs/36_edit.ipynb #00000007
+# %% ../nbs/36_edit.ipynb #0000002e
 def _check_call(scale, strength, output_type, generator, image, mask):
     check_number('guidance_scale', scale, lambda v: v >= 0, '0 or more')
     check_number('strength', strength, lambda v: 0 <= v <= 1, 'from 0 to 1')
     check_one_of('output_type', output_type, ('pil', 'pt', 'np', 'latent'))
     if mask is not None and image is None:
         raise ValueError("a mask says where to draw in a picture: give image too")
-    for g in generator if isinstance(generator, (list, tuple)) else [generator]:
-        if g is not None:
-            check_has('a torch.Generator', g, 'manual_seed')
-    for pictures in image, mask:
-        for p in pictures if isinstance(pictures, (list, tuple)) else [pictures]:
-            if p is not None:
-                check_has('a PIL picture or a tensor', p, 'size')
+    for g in _as_list(generator):
+        check_has('a torch.Generator', g, 'manual_seed')
+    for picture in [*_as_list(image), *_as_list(mask)]:
+        if not isinstance(picture, (Image.Image, torch.Tensor)):
+            raise TypeError(f"expected a PIL picture or a tensor, but got {type(picture)}")
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 def _texts(prompt, negative, n_each):
     "Prompts and negative prompts as two lists, `n_each` times each."
-    prompts, negative = [prompt] if isinstance(prompt, str) else prompt, negative or ''
-    check_has('a sentence or a list of sentences', prompts, '__iter__')
-    negative = [negative for _ in prompts] if isinstance(negative, str) else negative
-    for texts in prompts, negative:
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
-            raise TypeError(f"expected a sentence or a list of sentences, but got {texts!r:.60}")
+    n_each, prompts = whole_number('num_images_per_prompt', n_each), _as_list(prompt)
+    negative = _as_list(negative or '')
+    negative = negative*len(prompts) if len(negative) == 1 else negative
+    for text in prompts + negative:
+        if not isinstance(text, str):
+            raise TypeError(f"expected a sentence or a list of sentences, but got {text!r:.60}")
     if not prompts or len(negative) != len(prompts):
-        raise ValueError(f"expected one prompt or more, and as many negative ones, but got "
+        raise ValueError(f"expected one prompt or more, and one negative one or as many, but got "
                          f"{len(prompts)} and {len(negative)}")
-    n_each = whole_number('num_images_per_prompt', n_each)
     return ([t for t in texts for _ in range(n_each)] for texts in (prompts, negative))
 
 def _size(image):
     "(width, height) of a picture: PIL, a tensor, or the first of a list."
-    image = image[0] if isinstance(image, (list, tuple)) else image
+    image = _as_list(image)[0]
     return tuple(image.shape[:-3:-1]) if isinstance(image, torch.Tensor) else image.size
 
 def _to_tensor(image, side, channels):
     "`(n, channels, side, side)` in [-1, 1]."
-    if isinstance(image, torch.Tensor):
-        x = image*2 - 1 if channels == 1 else image
-        x = x.float().view(-1, channels, *x.shape[-2:])
-        if x.shape[2:] != (side, side) or not x.abs().max() <= 1.001:
-            raise ValueError(f"pictures must be {side}x{side} in [-1, 1], masks in [0, 1], but "
-                             f"got {tuple(image.shape)}, {image.min():.4g} to {image.max():.4g}")
-        return x
-    return images_to_tensor(image if isinstance(image, list) else [image], side, channels)
+    if not isinstance(image, torch.Tensor):
+        return images_to_tensor(_as_list(image), side, channels)
+    x = image.float() if channels == 3 else image.float()*2 - 1
+    x = x[(None,)*(4 - x.ndim)]
+    if x.shape != (len(x), channels, side, side) or not len(x) or not x.abs().max() <= 1.001:
+        raise ValueError(f"expected pictures (n, 3, {side}, {side}) in [-1, 1], a mask ({side}, "
+                         f"{side}) in [0, 1], but got {tuple(image.shape)}, or beyond the range")
+    return x
