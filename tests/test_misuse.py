@@ -945,6 +945,32 @@ def resumed(s, **changes):
     return same(late.model, learner().fit(4).model) and len(late.history) == 4
 
 
+def a_copy_beside(s):
+    "Somebody's copies of checkpoints, under names of their own, stay and aren't resumed from."
+    interrupted(s, {}, CheckpointCB(s.tmp/'run'))
+    for name in ('epoch-000001-good.ckpt', 'epoch-best.ckpt'):
+        shutil.copy(checkpoints(s.tmp/'run')[0], s.tmp/'run'/name)
+    again = learner(CheckpointCB(s.tmp/'run', keep=1, resume=True)).fit(3)
+    names = sorted(p.name for p in (s.tmp/'run').iterdir())
+    return again.n_steps == 9 and names == [
+        'epoch-000001-good.ckpt', 'epoch-000003.ckpt', 'epoch-best.ckpt']
+
+
+def moved_meanwhile(s):
+    results = Results(s.tmp/'out', ['a.txt'])
+    (s.tmp/'out').rename(s.tmp/'elsewhere')
+    with results as new:
+        (new/'a.txt').write_text('mine')
+    return (s.tmp/'out'/'a.txt').read_text() == 'mine'
+
+
+def torn(s, name):
+    put(s.tmp/'out', a_txt='mine')
+    (s.tmp/'out'/name).parent.mkdir(exist_ok=True)
+    (s.tmp/'out'/name).write_text('{"a.tx')
+    Results(s.tmp/'out', ['a.txt'])
+
+
 def trained_by(scheduler):
     "A network after a few steps with that scheduler's noise."
     set_seed(1)
