@@ -241,7 +241,7 @@ REFUSED = dict(
         ('one picture, not a batch', ValueError, 'shape', lambda s: image_grid(torch.zeros(5))),
         ('-1 columns', ValueError, 'ncols', lambda s: image_grid(X, ncols=-1)),
         ('0 frames a second', ValueError, 'fps', lambda s: animate(X, fps=0)),
-        ('a thousand frames a second', ValueError, '100', lambda s: animate(X, fps=1000)),
+        ('a thousand frames a second', ValueError, '50', lambda s: animate(X, fps=1000)),
         ('a negative rest', ValueError, 'hold', lambda s: animate(X, hold=-1)),
         ('frames of two sizes', ValueError, 'size',
          lambda s: animate([torch.zeros(1, 8, 8), torch.zeros(1, 8, 16)])),
