@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
                              f"1, but got {lr=}, {ratio=}, {eps=}, {momentum=}, {betas=}")
         groups = {True: dict(params=[], lr=lr*ratio, matrices=True),
                   False: dict(params=[], lr=lr, matrices=False)}
-        params = list(params)
+        params = list(params) if hasattr(params, '__iter__') else [params]
         if not all(isinstance(p, torch.Tensor) for p in params):
             raise TypeError("expected tensors, model.parameters(): Muon groups them itself")
         for p in params:
