@@ -18,7 +18,7 @@ from torch import nn
 
 from .data import rng_kept
 from .learner import Callback, CancelFit, describe
-from .tensors import check_number, check_one_of, whole_number
+from .tensors import check_has, check_number, check_one_of, whole_number
 
 # %% ../nbs/12_callbacks.ipynb #00000025
 def accuracy(preds, targets):
@@ -148,9 +148,8 @@ class ProgressCB(Callback):
         size, first = math.ceil(learn.total_steps/100), learn.n_steps - len(self.waiting)
         n = len(self.waiting)//size*size if learn.pct < 1 else len(self.waiting)
         losses = torch.stack(self.waiting[:n]).flatten().tolist() if n else []
-        for i in range(0, n, size):
-            part = losses[i:i + size]
-            self.points.append((first + i + len(part)/2, sum(part)/len(part)))
+        parts = [losses[i:i + size] for i in range(0, n, size)]
+        self.points += [(first + i*size + len(p)/2, sum(p)/len(p)) for i, p in enumerate(parts)]
         del self.waiting[:n]
 
     def _draw(self, learn):
@@ -273,6 +272,7 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     In it: `lrs`, the smoothed `losses`, and `suggestion`, the rate where they fall fastest. The
     learner is left as it is. Raises `ValueError` if the loss never falls.
     """
+    check_has('a Learner, lr_find(learn)', learn, 'trial')
     check_number('low', low, lambda v: 0 < v < high, f'more than 0 and below high, {high}')
     sweep = _Sweep([low*(high/low)**(i/max(1, n_steps - 1)) for i in range(n_steps)])
     with rng_kept(learn.dls):
@@ -331,6 +331,11 @@ class EMACB(Callback):
         self.t = state['t']
 
 # %% ../nbs/12_callbacks.ipynb #00000033
+def _weights(learn):
+    "Copies of the weights and buffers of all models in a fit, each with its model."
+    found = [learn.model, *(getattr(cb, 'model', None) for cb in learn.active)]
+    return [(m, copy.deepcopy(m.state_dict())) for m in found if isinstance(m, nn.Module)]
+
 class NaNStopCB(Callback):
     """Stops the fit when a loss was NaN or infinite, and puts the last good weights back.
 
@@ -341,19 +346,16 @@ class NaNStopCB(Callback):
 
     def __init__(self, every=25): self.every = whole_number('every', every)
 
-    def before_fit(self, learn): self.stopped, self.good, self.bad = False, [], 0.
+    # in case that the first batch holds a NaN
+    def before_epoch(self, learn): self.good = self.good or _weights(learn)
 
     def after_loss(self, learn):
-        if not learn.training:
-            return
-        self.bad = self.bad + learn.loss.detach()*0      # 0, or NaN from then on
-        if learn.n_steps % self.every == 0:
+        if learn.training:
+            self.bad = self.bad + learn.loss.detach()*0      # 0, or NaN from then on
+        if learn.training and learn.n_steps % self.every == 0:
             if not math.isfinite(self.bad):
                 raise CancelFit
-            # these weights gave a finite loss, so they are good
-            models = [learn.model, *(getattr(cb, 'model', None) for cb in learn.active)]
-            self.good = [(m, copy.deepcopy(m.state_dict())) for m in models
-                         if isinstance(m, nn.Module)]
+            self.good = _weights(learn)      # they gave a finite loss, so they are good
 
     def cleanup_fit(self, learn):
         self.stopped = not math.isfinite(self.bad)

@@ -152,10 +152,10 @@ class Drawings:
 class CaptionedDigits:
     """Captioned pictures of digits, drawn when they are asked for; a table as in `datasets`.
 
-    `ds[3]` is a row, `ds[:8]` and `ds['caption']` are columns: `image`, `caption`, `label`, `ink`,
-    `paper`, `thickness`, `slant`. For training, `ds.x[rows]` is float32 `(n, 3, size, size)` in
-    [-1, 1], `ds.captions[rows]` an array of strings, `ds.attributes` int64 `(n, 5)` in the order
-    of `ATTRIBUTES`."""
+    `ds[3]` is a row, `ds[:8]`, `ds[[0, 2]]` and `ds['caption']` are columns: `image`, `caption`,
+    `label`, `ink`, `paper`, `thickness`, `slant`. For training, `ds.x[rows]` is float32
+    `(n, 3, size, size)` in [-1, 1], `ds.captions[rows]` an array of strings, `ds.attributes` int64
+    `(n, 5)` in the order of `ATTRIBUTES`."""
     column_names = ['image', 'caption', *ATTRIBUTES]
 
     def __init__(self, x, captions):
@@ -170,9 +170,9 @@ class CaptionedDigits:
 
     def __getitem__(self, i):
         if not isinstance(i, str):
-            part = self.select(np.atleast_1d(np.arange(len(self))[i]))     # or an `IndexError`
+            part = self.select(np.atleast_1d(rows := np.arange(len(self))[i]))  # or IndexError
             columns = {name: part[name] for name in self.column_names}
-            return columns if isinstance(i, slice) else {k: v[0] for k, v in columns.items()}
+            return columns if rows.ndim else {k: v[0] for k, v in columns.items()}
         if i in ('image', 'caption'):
             return [to_pil(o) for o in self.x[:]] if i == 'image' else self.captions.tolist()
         names = dict(ATTRIBUTES, label=range(10))[i]

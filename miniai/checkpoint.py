@@ -112,8 +112,8 @@ def _is_ours(path, begun=False):
     return head == _MARK or begun and _MARK.startswith(head)
 
 def checkpoints(folder) -> list:
-    "Returns the paths of the checkpoints in `folder`, the oldest first."
-    return sorted(p for p in Path(folder).glob('epoch-*.ckpt') if p.is_file())
+    "Returns the paths of the checkpoints in `folder`, the oldest first; no file of another name."
+    return sorted(p for p in Path(folder).glob(f"epoch-{'[0-9]'*6}.ckpt") if p.is_file())
 
 # %% ../nbs/16_checkpoint.ipynb #0000001d
 def _stateful(cbs):
@@ -127,6 +127,8 @@ def _stateful(cbs):
 
 def _fingerprint(dl):
     "How much there is in a loader, and a checksum of what it holds as tensors or texts."
+    if dl is None:
+        return None
     rows, found = getattr(dl, 'dataset', dl), hashlib.sha256()
     for t in getattr(rows, 'tensors', ()):
         if isinstance(t, torch.Tensor):
@@ -135,10 +137,19 @@ def _fingerprint(dl):
             found.update(repr(list(t)).encode())
     return [len(rows), found.hexdigest()[:16]]
 
+def _given(learn):
+    "Data and loss, as they are before a fit: a loss may count its calls."
+    def name(f): return getattr(f, '__qualname__', type(f).__name__)
+    loss = learn.loss_func
+    own = getattr(loss, '__dict__', {}) | getattr(loss, 'keywords', {})           # of a `partial`
+    plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str))}
+    return {'data': _fingerprint(learn.dls.train),
+            'validation data': _fingerprint(learn.dls.valid),
+            'loss function': [name(loss), name(getattr(loss, 'func', None)), plain]}
 
-def _settings(learn, data):
+def _settings(learn, given):
     "What must be the same where a fit is resumed, by the words to say it in."
-    loss, weights = learn.loss_func, learn.model.state_dict()
+    weights = learn.model.state_dict()
     weights = {f'model, {k!r}': describe(v) for k, v in weights.items()}
     layers = {f'model, layer {k!r}': f'{type(m).__name__}({m.extra_repr()})'
               for k, m in learn.model.named_modules()}
@@ -146,10 +157,9 @@ def _settings(learn, data):
     rates = {f'optimiser, {k}': v for k, v in rates.items() if isinstance(v, (int, float, tuple))}
     return {**weights, **layers, 'optimiser': type(learn.opt).__name__, **rates,
             'epochs': learn.n_epochs, 'batches in an epoch': len(learn.dls.train),
-            'data': data, 'loss function': getattr(loss, '__qualname__', type(loss).__name__),
             'parameters of the optimiser': [len(g['params']) for g in learn.opt.param_groups],
             'random generators in the loaders': len(generators_of(learn.dls)),
-            'callbacks with a state': sorted(_stateful(learn.active))}
+            'callbacks with a state': sorted(_stateful(learn.active)), **given}
 
 def _check_same(path, saved, here):
     for what in sorted(here | saved, key=lambda what: not what.startswith('model')):
@@ -166,8 +176,9 @@ class CheckpointCB(Callback):
     the same bits as one that was never interrupted, where the number of threads is given
     (`OMP_NUM_THREADS`, `torch.set_num_threads`). The newest `keep` stay. Raises `ValueError`
     for checkpoints of another fit, without `resume` where an earlier fit left some, and where
-    another fit is writing there now. Model, data, loss and optimiser are compared, not what the
-    callbacks are set to: whoever resumes may change that.
+    another fit is writing there now. Model and optimiser are compared, the loss by its name and
+    its plain settings, data by their number and, where they're held as tensors or lists of texts,
+    by a checksum. What callbacks are set to isn't: whoever resumes may change that.
     """
     order, in_trials, role = 1000, False, 'writes checkpoints'
 
@@ -186,7 +197,7 @@ class CheckpointCB(Callback):
             except OSError as e:
                 raise OSError(f"can't write checkpoints to the folder {str(self.folder)!r} "
                               f"({e.strerror}): give another") from e
-        self.data = _fingerprint(learn.dls.train)
+        self.given = _given(learn)
         there = checkpoints(self.folder)
         if there and self.resume:
             self._load(learn, there[-1])
@@ -220,13 +231,13 @@ class CheckpointCB(Callback):
 
     def _state(self, learn, epochs_done):
         states = {k: cb.state_dict(learn) for k, cb in _stateful(learn.active).items()}
-        return dict(settings=_settings(learn, self.data), model=learn.model.state_dict(),
+        return dict(settings=_settings(learn, self.given), model=learn.model.state_dict(),
                     opt=learn.opt.state_dict(), epochs_done=epochs_done, n_steps=learn.n_steps,
                     cbs=states, rng=get_rng(learn.dls))
 
     def _load(self, learn, path):
         state = load_state(path)
-        _check_same(path, state['settings'], _settings(learn, self.data))
+        _check_same(path, state['settings'], _settings(learn, self.given))
         learn.model.load_state_dict(state['model'])
         learn.opt.load_state_dict(state['opt'])
         learn.epoch, learn.n_steps = state['epochs_done'], state['n_steps']

@@ -65,6 +65,8 @@ def conv_transpose2d(y, weight, stride: int = 1, padding: int = 0) -> torch.Tens
         for j in range(k):
             stamps = torch.einsum('nihw,io->nohw', y, weight[:, :, i, j])
             out[:, :, i:i + h:stride, j:j + w:stride] += stamps
+    if not 0 <= 2*padding < min(out.shape[2:]):
+        raise ValueError(f"padding {padding} leaves nothing of {tuple(out.shape[2:])}: use less")
     return out[:, :, padding:out.shape[2] - padding, padding:out.shape[3] - padding]
 
 # %% ../nbs/13_convolution.ipynb #0000002f
@@ -95,7 +97,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x, emb=None):
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        if self.emb is not None:
+        if (emb is None) != (self.emb is None):
+            raise ValueError("a block takes an emb if, and only if, it's built with c_emb")
+        if emb is not None:
             scale, shift = self.emb(F.silu(emb))[..., None, None].chunk(2, 1)
             h = h*(1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))

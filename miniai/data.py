@@ -33,8 +33,7 @@ def load_digits(size=8):
     from sklearn.model_selection import train_test_split
     d = scikit_digits()
     x = torch.tensor(d.images[:, None]/16, dtype=torch.float32)
-    if size != 8:
-        x = torch.nn.functional.interpolate(x, (size, size), mode='bicubic').clamp(0, 1)
+    x = torch.nn.functional.interpolate(x, (size, size), mode='bicubic').clamp(0, 1)
     images = [Image.fromarray(im) for im in (x[:, 0]*255).round().byte().numpy()]
     kinds = dict(image=datasets.Image(), label=datasets.ClassLabel(names=list('0123456789')))
     table = datasets.Dataset.from_dict(dict(image=images, label=d.target), datasets.Features(kinds))
@@ -44,6 +43,7 @@ def load_digits(size=8):
 
 # %% ../nbs/10_data.ipynb #00000025
 _HELD_OUT = 'test', 'validation', 'valid', 'val'
+_SPLITS = {'train', *_HELD_OUT}
 
 def held_out_split(dataset_dict) -> str:
     "The name of the split that is held out. Raises `ValueError` if it or `train` is missing."
@@ -57,8 +57,15 @@ def _read(name):
     "The tables in a folder or on the Hub, with errors that say what to do."
     from datasets import config, load_dataset
     root = Path(os.environ.get('MINIAI_DATA') or name)
-    places = Path(name).expanduser(), root/name, root/Path(name).name
-    folder = next(filter(Path.is_dir, places), None)
+    places = Path(name.removeprefix('./')).expanduser(), root/name, root/Path(name).name
+    is_name = name[:1] not in './~' and '..' not in name and name.count('/') < 2
+    folder = next(filter(os.path.isdir, places if is_name else places[:1]), None)
+    if folder and _SPLITS & set(os.listdir(folder)):
+        others = {p.parent.name for p in folder.glob('*/*')
+                  if p.suffix.lower() in Image.registered_extensions()} - _SPLITS
+        if others:                                             # they would be left out
+            raise ValueError(f"{name!r:.99} holds splits ('train', 'test'), but also the folders "
+                             f"{sorted(others)[:5]}: rename the split, or put all into splits")
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -66,10 +73,10 @@ def _read(name):
     except Exception as e:  # the library raises many kinds, which mean the same to the reader
         said = f"{type(e).__name__}: {str(e)[:120]}".splitlines()[0]
         if folder:
-            raise ValueError(f"{name!r} can't be read as pictures ({said}): expected picture "
+            raise ValueError(f"{name!r:.99} can't be read as pictures ({said}): expected picture "
                              "files, one sub-folder of them per class, no []*? in its name") from e
-        raise FileNotFoundError(f"no data set called {name!r}, nor a folder ({said}). Without a "
-                                "network, put a copy in the folder that MINIAI_DATA names") from e
+        raise FileNotFoundError(f"no data set called {name!r:.99}, nor a folder ({said}). Without "
+                                "a network, put a copy in the folder that MINIAI_DATA names") from e
 
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
@@ -77,7 +84,7 @@ def _tidy(ds, name):
     kinds = {c: type(f).__name__ for c, f in ds.features.items()}
     images = [c for c, k in kinds.items() if k == 'Image']
     if not images:
-        raise ValueError(f"{name!r} has columns {list(kinds)[:12]} but no pictures")
+        raise ValueError(f"{name!r:.99} has columns {list(kinds)[:12]} but no pictures")
     labels = [c for c, k in kinds.items() if k in ('Value', 'ClassLabel')
               and c.strip().lower() in ('label', 'labels', 'class')]
     labels += [c for c, k in kinds.items() if k == 'ClassLabel']
@@ -101,7 +108,7 @@ def _number_labels(dd):
     values = pd.Series(values, dtype=object)
     numbers, known = pd.factorize(values.where(~values.isin(none)), sort=True)
     numbers = dict(zip(dd, np.split(numbers, [len(dd['train'])])))
-    if numbers['train'].max() < 0 or names and set(names) <= {'train', *_HELD_OUT}:
+    if numbers['train'].max() < 0 or names and set(names) <= _SPLITS:
         return DatasetDict(others)              # no labels, or the folders `train` and `test`
     if names is None:
         names = [str(v).removesuffix('.0') if isinstance(v, float) else str(v) for v in known]
@@ -113,23 +120,24 @@ def _number_labels(dd):
 def load_images(name_or_folder, test_size=0.1):
     """A set of pictures, looked for on disk, then in the folder `MINIAI_DATA`, then on the Hub.
 
-    `name_or_folder`: 'digits', a Hub id ('ylecun/mnist'), or a folder (in the Hub's layout, or with
-    pictures in sub-folders per class or per split, or just pictures). `test_size`: the share of
-    rows held out where the data has no test split of its own. Returns a `DatasetDict` with `train`
-    and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with names), and
-    `text` where a `metadata.csv` or `metadata.jsonl` gives each `file_name` its `text`.
+    `name_or_folder`: 'digits' (as `load_digits`), a Hub id ('ylecun/mnist'), or a folder (in the
+    Hub's layout, or with pictures in sub-folders per class or per split, or just pictures). A
+    `Path`, and what begins with a dot or a slash, is a folder on disk ('./digits'). `test_size`:
+    the share of rows held out where the data has no test split of its own. Returns a `DatasetDict`
+    with `train` and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with
+    names), and `text` where a `metadata.csv` or `metadata.jsonl` gives each `file_name` its `text`.
 
     Raises `FileNotFoundError` when it's nowhere (or the Hub can't be reached), `ValueError` when it
     holds no pictures, or one alone."""
     from datasets import DatasetDict
-    name = str(name_or_folder)[:200]
-    if name == 'digits':
+    if name_or_folder == 'digits':
         return load_digits()
+    name = os.path.join('.' if isinstance(name_or_folder, Path) else '', str(name_or_folder))
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
         check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
         if len(dd['train']) < 2:
-            raise ValueError(f"{name!r} holds {len(dd['train'])} rows: give two pictures or more")
+            raise ValueError(f"{name!r:.99} holds {len(dd['train'])} rows: give two or more")
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
@@ -142,9 +150,9 @@ def _decode(im, row, size):
         if isinstance(im, dict):
             name = im['path'] or name
             im = Image.open(io.BytesIO(im['bytes']) if im['bytes'] else im['path'])
-        if size:
+        if size and isinstance(im, Image.Image):
             im.draft(None, (2*size, 2*size))     # a JPEG is decoded smaller, others as they are
-        im = to_pil(ImageOps.exif_transpose(im))
+        im = to_pil(ImageOps.exif_transpose(im) if isinstance(im, Image.Image) else im)
         return ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC) if size else im
     except Exception as e:  # a damaged file can raise anything
         raise ValueError(f"picture {name} can't be read: {str(e)[:200]}") from e
@@ -261,8 +269,8 @@ class DataLoaders:
         for name, ds in splits.items():
             x, y = _pictures(ds, size, channels).to(device), to_device(_targets(ds, target), device)
             channels = x.shape[1]              # as in `train`
-            order = dict(shuffle=True, generator=generator) if name == 'train' else {}
-            loaders[name] = TensorLoader(x, y, batch_size=batch_size, **order)
+            loaders[name] = TensorLoader(x, y, batch_size=batch_size, shuffle=name == 'train',
+                                         generator=generator)
         return cls(**loaders)
 
     def show_batch(self, n=16):

@@ -34,22 +34,24 @@ class DiffusionCB(Callback):
 
     Ho et al. 2020, algorithm 1. `scheduler` says how noise is added and what a model should answer.
     With `cond_drop`, ((x_t, t, labels), target): the model is told the classes, but for a share
-    `cond_drop` (0 to 1) of the training pictures (Ho & Salimans 2022). A model's setting
+    `cond_drop` (between 0 and 1) of the training pictures (Ho & Salimans 2022). A model's setting
     `trained_by` becomes what the noise was. Raises `ValueError` where the model has no such
-    classes, or pictures are far outside [-1, 1]."""
+    classes, or would never be told those it has, or pictures are far outside [-1, 1]."""
     order = -50
 
     def __init__(self, scheduler, cond_drop=None):
         check_has('a scheduler of this library', scheduler, 'noisy')
         if cond_drop is not None:
-            check_number('cond_drop', cond_drop, lambda v: 0 <= v <= 1, 'a share from 0 to 1')
+            check_number('cond_drop', cond_drop, lambda v: 0 < v < 1,
+                         "a share between 0 and 1: of 'no class' and of classes it's to learn")
         self.scheduler, self.cond_drop = scheduler, cond_drop
 
     def before_fit(self, learn):
         model = getattr(learn.model, 'module', learn.model)
         self.num_classes = getattr(model, 'num_classes', None)
-        if self.cond_drop is not None and self.num_classes is None:
-            raise ValueError("cond_drop tells classes, but this model is built without num_classes")
+        if (self.cond_drop is None) != (self.num_classes is None):
+            raise ValueError("cond_drop tells classes to a model that's built with num_classes: "
+                             "give both (cond_drop=0.1, for example), or neither")
         if hasattr(model, 'trained_by'):                   # a setting, by which `sample` compares
             config = getattr(self.scheduler, 'config', {})
             model.keep(trained_by={k: config[k] for k in _NOISE if k in config} or None)
@@ -168,6 +170,7 @@ def sample_batches(model, scheduler, shape, num_inference_steps=1000, generator=
     how many there are. All else is as for `sample`, which draws each."""
     n, *one = _check_start(shape, generator)
     size = max(1, 2**18//torch.Size(one[1:]).numel()) if batch_size is None else batch_size
+    check_number('batch_size', size, lambda v: v >= 1 and v == int(v), 'a whole number, 1 or more')
     for i in range(0, n, size):
         gen = generator[i:i + size] if isinstance(generator, (list, tuple)) else generator
         part = (min(size, n - i), *one)

@@ -24,8 +24,10 @@ class _Guided(nn.Module):
         check_has('a model (x, t)', model, '__call__')
         check_number('scale', scale, lambda v: True, 'a finite number')
         ends = (-math.inf, math.inf) if interval is None else interval
-        if not (isinstance(ends, (tuple, list)) and len(ends) == 2 and ends[0] <= ends[1]):
-            raise ValueError(f"interval is {interval}, expected (lowest, highest) time")
+        if not (isinstance(ends, (tuple, list)) and len(ends) == 2 and ends[0] <= ends[1]
+                and (ends[1] - ends[0] >= 1 or -(-ends[0]//1) <= ends[1])):
+            raise ValueError(f"interval is {interval}, expected (lowest, highest) time, from 0 to "
+                             "the scheduler's last, with a whole time between")
         self.model, self.scale, self.interval = model, scale, ends
         self.training = getattr(model, 'training', False)    # wrapping leaves the model in its mode
 

@@ -170,6 +170,7 @@ def nearest_distance(x, train) -> torch.Tensor:
         raise ValueError(f"pictures {x.shape[1:]}, training pictures {train.shape[1:]}: not alike")
     if not len(train):
         raise ValueError("no training pictures to compare with")
+    check_floats(x, train)
     train, dist = train.flatten(1), []
     for o in x.to(train).flatten(1).split(1024):
         # fast, but rough for near copies: (a - b)^2 as a^2 - 2ab + b^2
@@ -205,18 +206,23 @@ class ImageEval:
     FID of as many as are held out, among all real pictures; for precision and recall of half as
     many, among the held-out ones."""
     def __init__(self, features, train, held_out, name='pixels', keep=2000):
-        self.features, self.name, self.keep = features or nn.Flatten(), name, keep
+        self.features, self.name, self.keep = features or nn.Flatten().eval(), name, keep
         self.train, self.held_out, self.threads = train, held_out, Threads(train.device)
         self.f_train = self._see(train, 'training pictures', 8)
         self.f_held = self._see(held_out, 'held-out pictures', 8)
         self.s_train, self.s_held = FeatureStats(self.f_train), FeatureStats(self.f_held)
         dist = nearest_distance(held_out, train).cpu().double()
         self.near = dist.quantile(0.05).item()
+        if not self.near:
+            raise ValueError("5% of the held-out pictures or more are training pictures: nothing "
+                             "could be told a copy")
         self.real = self._with_floor(self.f_held)[1] | self._each(self.f_held, dist)
         self.real['split'] = fid(self.s_held, self.s_train)
 
     @torch.no_grad()
     def _see(self, x, name, least=1):
+        if getattr(getattr(self.features, '__self__', self.features), 'training', False):
+            raise RuntimeError("features of a network in training mode are random: call its eval()")
         with self.threads as run:
             size = min(512, 1 + 2**21//x.shape[1:].numel())      # large pictures: fewer at a time
             f = [run(self.features, o).cpu().double() for o in x.to(self.train).split(size)]

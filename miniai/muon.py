@@ -47,6 +47,9 @@ class Muon(torch.optim.Optimizer):
                              f"1, but got {lr=}, {ratio=}, {eps=}, {momentum=}, {betas=}")
         groups = {True: dict(params=[], lr=lr*ratio, matrices=True),
                   False: dict(params=[], lr=lr, matrices=False)}
+        params = list(params) if hasattr(params, '__iter__') else [params]
+        if not all(isinstance(p, torch.Tensor) for p in params):
+            raise TypeError("expected tensors, model.parameters(): Muon groups them itself")
         for p in params:
             groups[p.ndim > 1 and min(p.shape[:2]) >= 16]['params'].append(p)
         super().__init__([g for g in groups.values() if g['params']],

@@ -121,12 +121,14 @@ class TextToImagePipeline:
     @torch.no_grad()
     def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
                  generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
-                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.):
+                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.,
+                 guidance_interval=None):
         """Returns an object whose `.images` are pictures of `prompt`, a sentence or a list of them.
 
         `negative_prompt`: what to steer away from, one for all or one each. `guidance_scale`: how
-        decidedly (1: no guidance); `guidance_rescale`: as `rescale` of `Guidance`. `generator`: a
-        `torch.Generator` or a list, one for each picture. `image`: a picture to start from, or one
+        decidedly (1: no guidance); `guidance_rescale`, `guidance_interval`: as `rescale` and
+        `interval` of `Guidance`. `generator`: a `torch.Generator` or a list, one for each picture.
+        `image`: a picture to start from, or one
         each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]); `strength`, 0 to 1, how much of it is
         drawn anew. `mask_image` (PIL, or a tensor `(h, w)` in [0, 1]): white where to draw, the
         rest stays as in `image`. `callback_on_step_end(pipe, i, t, dict(latents=...,
@@ -139,7 +141,7 @@ class TextToImagePipeline:
         prompts, negative = _texts(prompt, negative_prompt, num_images_per_prompt)
         x0, mask = self._pictures(image, mask_image, len(prompts))
         model = Guidance(self.unet, self.clip.states(prompts), self.clip.states(negative),
-                         guidance_scale, guidance_rescale)
+                         guidance_scale, guidance_rescale, guidance_interval)
         scheduler, z = self._start(num_inference_steps, x0, strength, len(prompts), generator)
         if mask is not None:
             rough = F.max_pool2d(mask, self.vae.factor)     # all latents of which a part is drawn

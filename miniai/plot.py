@@ -27,7 +27,8 @@ def to_pil(x, size=None, value_range=(-1., 1.), background='white') -> Image.Ima
 
     Of a PIL picture, what is transparent shows `background`, and what is grey stays grey. White is
     65535 in the modes `I;16`; in mode `I` it's 255, or 65535 where a value exceeds 255; in mode `F`
-    the first of 1, 255 and 65535 that no value exceeds by more than half (as resizing may do).
+    the first of 1, 255 and 65535 that no value exceeds by more than half (as resizing may do;
+    below 0 go at most half as far as above).
     Raises `ValueError` for another shape, for NaN, and for numbers outside these ranges."""
     _at_least_1(size=size)
     im = _from_pil(x, background) if isinstance(x, Image.Image) else _from_array(x, value_range)
@@ -90,7 +91,7 @@ def _deep(im):
     whites = {'I': (255, 65535), 'F': (1, 255, 65535)}.get(im.mode, (65535,))
     room = 0.5 if im.mode == 'F' else 0
     white = next((w for w in whites if a.max() <= w*(1 + room)), np.nan)
-    if not a.min() >= -white*room:                              # nor is a NaN
+    if not a.min() >= -room*min(white, a.max()):                # nor is a NaN
         raise ValueError(f"values from {a.min():g} to {a.max():g} in a picture of mode {im.mode}: "
                          f"expected 0 to {' or '.join(map(str, whites))}; scale it")
     return a, 0, white
@@ -203,6 +204,8 @@ class Animation:
     def __init__(self, data): self.data = data
 
     def save(self, path):
+        if Path(path).suffix.lower() != '.gif':
+            raise ValueError(f"{str(path)!r}: an animation is a GIF, so end its name in .gif")
         Path(path).write_bytes(self.data)
         return path
 
@@ -213,10 +216,11 @@ class Animation:
 def animate(frames, fps=10., hold=1., size=64, ncols=None, value_range=(-1., 1.)) -> Animation:
     """`frames` as an animation: pictures, batches `(n, c, h, w)` or figures, all of one size.
 
-    `fps`: frames a second. `hold`: seconds to rest on the last one. `size`, `ncols`, `value_range`:
-    see `image_grid`. Raises `ValueError` when there are no frames, or of several sizes."""
-    if not (0 < fps <= 100 and 0 <= hold < math.inf):
-        raise ValueError(f"fps is {fps} and hold is {hold}, expected more than 0 and at most 100 "
+    `fps`: frames a second, up to 50; a GIF counts whole hundredths of a second: 30 plays at 33.
+    `hold`: seconds to rest on the last one. `size`, `ncols`, `value_range`: see `image_grid`.
+    Raises `ValueError` when there are no frames, or of several sizes."""
+    if not (0 < fps <= 50 and 0 <= hold < math.inf):
+        raise ValueError(f"fps is {fps} and hold is {hold}, expected more than 0 and at most 50 "
                          "(a GIF counts hundredths of a second), and 0 or more")
     def draw(f):
         if isinstance(f, plt.Figure):

@@ -47,13 +47,13 @@ class Results:
                           "another with --out") from e
         try:
             self._refuse_foreign()
-        except FileExistsError:
+        except (FileExistsError, ValueError):
             self.unlock()                      # a traceback may hold this object for long
             raise
 
     def listed(self) -> dict:
         "Returns the checksums of the files that are ours, by name."
-        return json.loads(self.list.read_text()) if self.list.is_file() else {}
+        return _read_list(self.list)
 
     def is_ours(self, path) -> bool:
         return self.listed().get(path.relative_to(self.folder).as_posix()) == _checksum(path)
@@ -85,7 +85,9 @@ class Results:
 
     def __enter__(self):
         _remove(self.new)
-        self.new.mkdir()
+        if not self.folder.exists():
+            print(f"{self.folder} was moved or deleted: the results go to a new one of that name")
+        self.new.mkdir(parents=True)
         return self.new
 
     def __exit__(self, kind, error, trace):
@@ -110,13 +112,12 @@ class Results:
 
     def _is_whole(self):
         "Whether there are new files with their list, each as it should be, here or in its place."
-        path = self.new/'whole.json'
-        whole = json.loads(path.read_text()) if path.exists() else {}
+        whole = _read_list(self.new/'whole.json')
         return whole and all(checksum in (_checksum(self.new/name), _checksum(self.folder/name))
                              for name, checksum in whole.items())
 
     def _move(self):
-        whole, before = json.loads((self.new/'whole.json').read_text()), self.listed()
+        whole, before = _read_list(self.new/'whole.json'), self.listed()
         for name in whole:
             (self.folder/name).parent.mkdir(parents=True, exist_ok=True)
             if (self.new/name).exists():
@@ -130,6 +131,15 @@ class Results:
             both = {k: v for k, v in (before | whole).items() if (self.folder/k).is_file()}
             f.write(json.dumps(both, indent=1).encode())
         _remove(self.new)
+
+def _read_list(path):
+    "The checksums in a list of ours, none where there is no such file."
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (TypeError, ValueError) as e:
+        away = path if path.name.startswith('.') else path.parent
+        raise ValueError(f"{str(path)!r} is damaged ({e}): move {away.name} away, or choose "
+                         "another folder with --out") from e
 
 def _checksum(path): return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -68,7 +68,7 @@ from miniai.classifier import (
     train_classifier,
 )
 from miniai.data import DataLoaders, TensorLoader, images_to_tensor, load_digits, load_images
-from miniai.diffusion import DiffusionCB, diffusion_learner, sample
+from miniai.diffusion import DiffusionCB, diffusion_learner, sample, sample_batches
 from miniai.einsum import einsum
 from miniai.guidance import AutoGuidance, Guidance, GuideModelCB
 from miniai.learner import Callback, DeviceCB, Learner
@@ -241,10 +241,16 @@ REFUSED = dict(
         ('one picture, not a batch', ValueError, 'shape', lambda s: image_grid(torch.zeros(5))),
         ('-1 columns', ValueError, 'ncols', lambda s: image_grid(X, ncols=-1)),
         ('0 frames a second', ValueError, 'fps', lambda s: animate(X, fps=0)),
-        ('a thousand frames a second', ValueError, '100', lambda s: animate(X, fps=1000)),
+        ('a thousand frames a second', ValueError, '50', lambda s: animate(X, fps=1000)),
         ('a negative rest', ValueError, 'hold', lambda s: animate(X, hold=-1)),
         ('frames of two sizes', ValueError, 'size',
          lambda s: animate([torch.zeros(1, 8, 8), torch.zeros(1, 8, 16)])),
+        ('60 frames a second', ValueError, 'at most 50', lambda s: animate(X, fps=60)),
+        ('a film', ValueError, 'end its name in .gif',
+         lambda s: animate(X).save(s.tmp/'film.mp4')),
+        ('as far below 0 as above, from a file', ValueError, 'tif.*scale it',
+         lambda s: arrives(s, Image.fromarray(np.float32(GREY) - 128), 'tif')),
+        ('a path, resized', ValueError, 'Image.open', lambda s: images_to_tensor(['a.png'], 16)),
         ('a batch as one', ValueError, 'show_images', lambda s: plot.show_image(X)),
         ('file names', ValueError, 'number 0', lambda s: images_to_tensor(['a.png'])),
         ('0 pixels a side', ValueError, 'size', lambda s: images_to_tensor([s.im], size=0)),
@@ -269,6 +275,13 @@ REFUSED = dict(
          lambda s: [load_images(twelve(s.tmp/'x'/a/b).parent.parent)
                     for a, b in (('cat', '2020'), ('dog', '2021'))]),
         ('only a text', ValueError, 'pictures', lambda s: load_images(put(s.tmp/'x', a_txt='x'))),
+        ('a class called train', ValueError, 'bus.*car',
+         lambda s: load_images(twelve(twelve(twelve(s.tmp/'x'/'bus').parent/'car').parent/'train')
+                               .parent)),
+        ('a mistyped path', FileNotFoundError, 'photos/mnist',
+         lambda s: elsewhere(s, './photos/mnist')),
+        ('a path of three parts', FileNotFoundError, 'a/b/mnist',
+         lambda s: elsewhere(s, 'a/b/mnist')),
         ('a saved model', ValueError, 'pictures|read', lambda s: load_images('hub')),
         ('a picture of 0 bytes', ValueError, r'3\.png',
          lambda s: loaded(put(twelve(s.tmp/'x'), **{'3_png': b''}))),
@@ -374,6 +387,7 @@ REFUSED = dict(
     ],
     callbacks=[
         ('to look every 0 steps', ValueError, 'every', lambda s: learner(NaNStopCB(0)).fit(1)),
+        ('a model for a learner', TypeError, 'Learner', lambda s: lr_find(linear())),
         ('every -1 epochs', ValueError, 'every', lambda s: CheckpointCB('ck', every=-1)),
         ('a schedule that is a number', TypeError, '(?s)float.*not callable.*ScheduleCB',
          lambda s: learner(ScheduleCB(0.5)).fit(1)),
@@ -429,6 +443,15 @@ REFUSED = dict(
          lambda s: learner(CheckpointCB('theirs')).fit(1)),
         ('another loss, to resume', ValueError, 'loss',
          lambda s: interrupted(s, dict(loss_func=F.multi_margin_loss))),
+        ('a loss with another setting, to resume', ValueError, 'loss',
+         lambda s: interrupted(s, dict(loss_func=partial(F.cross_entropy, label_smoothing=0.5)))),
+        ('a made loss with another setting, to resume', ValueError, 'label_smoothing',
+         lambda s: [learner(CheckpointCB(s.tmp/'x', resume=True), loss_func=nn.CrossEntropyLoss(
+             label_smoothing=v)).fit(2) for v in (0.0, 0.5)]),
+        ('other validation data, to resume', ValueError, 'validation data',
+         lambda s: interrupted(s, dict(dls=DataLoaders(toys().train, toys(shift=1.0).valid)))),
+        ('no validation data, to resume', ValueError, 'validation data',
+         lambda s: interrupted(s, dict(dls=DataLoaders(toys().train)))),
         ('another schedule, to resume', ValueError, 'ScheduleCB',
          lambda s: interrupted(s, {}, ScheduleCB())),
         ('labels in another order, to resume', ValueError, 'data',
@@ -577,6 +600,13 @@ REFUSED = dict(
         ('a guided model once more', ValueError, 'context',
          lambda s: Guidance(Guidance(s.cnet, 1), 2)),
         ('a share of NaN', ValueError, 'cond_drop', lambda s: DiffusionCB(DDPMScheduler(), NAN)),
+        ('a share of 0', ValueError, 'cond_drop', lambda s: DiffusionCB(DDPMScheduler(), 0)),
+        ('classes that are never told', ValueError, 'cond_drop=0.1', lambda s: diffusion_learner(
+            tiny(num_classes=3), toys(), DDPMScheduler(), device='cpu').fit(1)),
+        ('an interval of shares', ValueError, 'whole time',
+         lambda s: Guidance(s.cnet, 1, interval=(0.2, 0.8))),
+        ('batches of -5', ValueError, 'batch_size is -5', lambda s: [*sample_batches(
+            s.net, DDPMScheduler(), (4, 1, 8, 8), 2, batch_size=-5)]),
         ('noise twice', INPUT, 'DiffusionCB', lambda s: diffusion_learner(
             tiny(), toys(), DDPMScheduler(), cbs=[DiffusionCB(DDPMScheduler())]).fit(1)),
         ('bytes as floats, to train', ValueError, r'\[-1, 1\]', lambda s: diffusion_learner(
@@ -613,6 +643,12 @@ REFUSED = dict(
         ('less than nothing kept', ValueError, 'size|keep', lambda s: Reservoir(-3)),
         ('no training pictures', ValueError, 'training pictures|no pictures|at least',
          lambda s: nearest_distance(X, X[:0])),
+        ('bytes against floats', INPUT, 'uint8', lambda s: nearest_distance(X.byte(), X)),
+        ('training pictures held out', ValueError, 'held-out', lambda s: ImageEval(None, s.x, s.x)),
+        ('half of them held out', ValueError, 'held-out',
+         lambda s: ImageEval(None, s.x[:20], s.x[10:30])),
+        ('a network in training', RuntimeError, 'eval', lambda s: ImageEval(
+            Classifier().train().features, s.x[:20], s.x[20:])),
         ('a network that gives pictures', ValueError, r'\(n, d\)',
          lambda s: ImageEval(lambda x: x, s.x, s.x)),
         ('a network in words', INPUT, 'features|callable',
@@ -697,6 +733,10 @@ REFUSED = dict(
         ('a file named as the folder', OSError, 'notes.txt', lambda s: Results('notes.txt', ['a'])),
         ('more room than there is', OSError, 'room',
          lambda s: Results(s.tmp, ['a']).reserve(10**15)),
+        ('a torn list of what is new', ValueError, 'whole.json.*move .miniai-new away',
+         lambda s: torn(s, '.miniai-new/whole.json')),
+        ('a torn list of what is ours', ValueError, 'move .miniai.json away',
+         lambda s: torn(s, '.miniai.json')),
     ],
     einsum=[
         ('an array', TypeError, 'operand 1 is a ndarray',
@@ -744,6 +784,10 @@ REFUSED = dict(
         ('a lonely beta', INPUT, 'betas', lambda s: optim.Adam(P(), betas=(0.9,))),
         ("Muon's momentum of 1.5", ValueError, 'momentum',
          lambda s: Muon(linear().parameters(), momentum=1.5)),
+        ('Muon of a model', TypeError, r'model.parameters\(\)', lambda s: Muon(linear())),
+        ('Muon of a layer', TypeError, r'model.parameters\(\)', lambda s: Muon(nn.Linear(2, 1))),
+        ('Muon of groups', TypeError, r'model.parameters\(\)',
+         lambda s: Muon([dict(params=linear().parameters(), lr=1.0)])),
         ('parameters that are used up', ValueError, 'param',
          lambda s: (lambda p: [Muon(p), Muon(p)])(linear().parameters())),
         ('no steps to orthogonalize by', ValueError, 'steps is 0',
@@ -787,6 +831,12 @@ REFUSED = dict(
          lambda s: conv.conv2d(X, torch.zeros(1, 1, 9, 9))),
         ('pictures without n', ValueError, r'\(n, 1, h, w\)',
          lambda s: conv.conv2d(X[0], torch.zeros(1, 1, 3, 3))),
+        ('nothing left of a transpose', ValueError, 'padding 5',
+         lambda s: conv.conv_transpose2d(X, torch.zeros(1, 1, 3, 3), padding=5)),
+        ('a block that takes no vector', ValueError, 'c_emb',
+         lambda s: conv.ResBlock(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 4))),
+        ('a block without its vector', ValueError, 'c_emb',
+         lambda s: conv.ResBlock(8, 8, 4)(torch.zeros(1, 8, 4, 4))),
     ],
 )  # fmt: skip
 
@@ -943,6 +993,56 @@ def resumed(s, **changes):
         learner(CheckpointCB(folder), MetricsCB()).fit(4, cbs=[Stop()])
     late = learner(CheckpointCB(folder, resume=True), MetricsCB(), seed=9).fit(4)
     return same(late.model, learner().fit(4).model) and len(late.history) == 4
+
+
+def elsewhere(s, name):
+    "`name` isn't there, but its last part is, among the data sets."
+    twelve(s.tmp/'data'/'mnist')
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('MINIAI_DATA', str(s.tmp/'data'))
+        load_images(name)
+
+
+def of_that_name(s, name):
+    "A folder that's called as the built-in data set."
+    twelve(s.tmp/'digits')
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(s.tmp)
+        return len(load_images(name)['train']) < 12
+
+
+def nan_at_once(s):
+    "A NaN in the very first batch leaves no trace, in the batch statistics either."
+    model, dls = nn.Sequential(nn.BatchNorm2d(1), linear()), toys()
+    dls.train.tensors[0][0] = NAN
+    learner(NaNStopCB(), model=model, dls=dls).fit(1)
+    return all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def a_copy_beside(s):
+    "Somebody's copies of checkpoints, under names of their own, stay and aren't resumed from."
+    interrupted(s, {}, CheckpointCB(s.tmp/'run'))
+    for name in ('epoch-000001-good.ckpt', 'epoch-best.ckpt'):
+        shutil.copy(checkpoints(s.tmp/'run')[0], s.tmp/'run'/name)
+    again = learner(CheckpointCB(s.tmp/'run', keep=1, resume=True)).fit(3)
+    names = sorted(p.name for p in (s.tmp/'run').iterdir())
+    return again.n_steps == 9 and names == [
+        'epoch-000001-good.ckpt', 'epoch-000003.ckpt', 'epoch-best.ckpt']
+
+
+def moved_meanwhile(s):
+    results = Results(s.tmp/'out', ['a.txt'])
+    (s.tmp/'out').rename(s.tmp/'elsewhere')
+    with results as new:
+        (new/'a.txt').write_text('mine')
+    return (s.tmp/'out'/'a.txt').read_text() == 'mine'
+
+
+def torn(s, name):
+    put(s.tmp/'out', a_txt='mine')
+    (s.tmp/'out'/name).parent.mkdir(exist_ok=True)
+    (s.tmp/'out'/name).write_text('{"a.tx')
+    Results(s.tmp/'out', ['a.txt'])
 
 
 def trained_by(scheduler):
@@ -1130,6 +1230,10 @@ RIGHT = dict(
     ],
     folders=[
         ('no classes', unlabelled),
+        ("a folder called 'digits'", lambda s: of_that_name(s, Path('digits'))),
+        ("a folder './digits'", lambda s: of_that_name(s, './digits')),
+        ('a path of 300 characters',
+         lambda s: len(load_images(twelve(s.tmp/('a'*120)/('b'*180)))['train']) == 10),
         ('several frames', lambda s: len(loaded(put(
             twelve(s.tmp/'x'), z_gif=animate([X[0], X[0] + 1], size=8).data))[0]) == 11),
         ('copies that a notebook made', lambda s: len(loaded(put(
@@ -1155,6 +1259,7 @@ RIGHT = dict(
          and len(load_images(s.tmp)['train']) == 324),
     ],
     captions=[
+        ('rows by a list', lambda s: len(s.captioned['train'][[0, 2]]['label']) == 2),
         ('a mask',
          lambda s: (lambda ds: all('seven' in c for c in ds.captions[ds.attributes[:, 0] == 7]))(
             s.captioned['train'])),
@@ -1197,6 +1302,7 @@ RIGHT = dict(
     ],
     callbacks=[
         ('shared by learners', shared_callbacks),
+        ('NaN in the first batch', nan_at_once),
         ('an average shared by learners', shared_average),
         ('0 lines of progress', lambda s: learner(ProgressCB(n_lines=0)).fit(1).n_steps == 3),
         ('all of it warming up', lambda s: warmup_cosine(0.5, 1.0) == 0.5),
@@ -1220,6 +1326,7 @@ RIGHT = dict(
     checkpoints=[
         ('beside a data set', checkpoints_in_a_dataset),
         ('a folder with a strange name', resumed),
+        ('copies under other names beside', a_copy_beside),
         ('resumed where nothing is',
          lambda s: learner(CheckpointCB(s.tmp/'n', resume=True)).fit(1).n_steps == 3),
         ('no folder', lambda s: checkpoints('nowhere') == []),
@@ -1301,7 +1408,8 @@ RIGHT = dict(
             drawn(demo.guided(s.net, s.net), DPMSolverScheduler()))),
     ],
     results=[('the folder of a refusal, once it is free', refused_before),
-             ('half of what a killed process wrote', half_written)],
+             ('half of what a killed process wrote', half_written),
+             ('a folder that was moved meanwhile', moved_meanwhile)],
     einsum=[
         ('a lonely number', lambda s: einsum('', torch.tensor(3.0)) == 3),
         ('letters of both sizes',
