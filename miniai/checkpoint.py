@@ -139,13 +139,13 @@ def _fingerprint(dl):
 
 def _given(learn):
     "Data and loss, as they are before a fit: a loss may count its calls."
-    def name(f): return getattr(f, '__qualname__', type(f).__name__)
     loss = learn.loss_func
-    own = getattr(loss, '__dict__', {}) | getattr(loss, 'keywords', {})           # of a `partial`
-    plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str))}
+    func = getattr(loss, 'func', loss)                                            # of a `partial`
+    own = getattr(loss, '__dict__', {}) | getattr(loss, 'keywords', {})
+    plain = {f'loss function, {k}': v for k, v in own.items() if isinstance(v, (int, float, str))}
     return {'data': _fingerprint(learn.dls.train),
             'validation data': _fingerprint(learn.dls.valid),
-            'loss function': [name(loss), name(getattr(loss, 'func', None)), plain]}
+            'loss function': getattr(func, '__qualname__', type(func).__name__), **plain}
 
 def _settings(learn, given):
     "What must be the same where a fit is resumed, by the words to say it in."
