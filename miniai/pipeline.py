@@ -121,16 +121,15 @@ class TextToImagePipeline:
     @torch.no_grad()
     def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
                  generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
-                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.,
-                 guidance_interval=None):
+                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.7,
+                 guidance_interval=(100, 900)):
         """Returns an object whose `.images` are pictures of `prompt`, a sentence or a list of them.
 
         `negative_prompt`: what to steer away from, one for all or one each. `guidance_scale`: how
         decidedly (1: no guidance); `guidance_rescale`, `guidance_interval`: as `rescale` and
         `interval` of `Guidance`. `generator`: a `torch.Generator` or a list, one for each picture.
-        `image`: a picture to start from, or one
-        each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]); `strength`, 0 to 1, how much of it is
-        drawn anew. `mask_image` (PIL, or a tensor `(h, w)` in [0, 1]): white where to draw, the
+        `image`: a picture to start from, or one each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]);
+        `strength`, 0 to 1, how much of it is drawn anew. `mask_image` (PIL, or a tensor `(h, w)` in [0, 1]): white where to draw, the
         rest stays as in `image`. `callback_on_step_end(pipe, i, t, dict(latents=...,
         pred_original_sample=...))` may return a dict with other `latents`. `output_type`: 'pil',
         'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'. Raises `ValueError` for
