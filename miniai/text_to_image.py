@@ -6,6 +6,8 @@
 __all__ = ['CrossAttention', 'TextUNet', 'TextDiffusionCB', 'text_to_image_learner', 'default_scheduler']
 
 # %% ../nbs/35_text_to_image.ipynb #00000002
+from importlib.resources import files
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ from .samplers import DPMSolverScheduler
 from .tensors import check_number
 from .unet import SelfAttention, timestep_embedding
 
-# %% ../nbs/35_text_to_image.ipynb #00000004
+# %% ../nbs/35_text_to_image.ipynb #00000014
 class CrossAttention(nn.Module):
     """Every place of a picture asks, every word answers; what they say is added to the place.
 
@@ -38,27 +40,27 @@ class CrossAttention(nn.Module):
 
     def weights(self, x, context):
         "How much each place looks at each word: `(n, heads, h*w, tokens)`, each row sums to 1."
-        q = self._heads(self.q(self.norm(x).flatten(2).transpose(1, 2)))
-        scores = q @ self._heads(self.k(context)).transpose(2, 3)*q.shape[-1]**-0.5
+        q = self._heads(self.q(self.norm(x).flatten(2).mT))
+        scores = q @ self._heads(self.k(context)).mT*q.shape[-1]**-0.5
         return scores.masked_fill(~context.any(2)[:, None, None], HIDDEN).softmax(3)
 
     def forward(self, x, context):
         y = self.weights(x, context) @ self._heads(self.v(context))
-        y = self.out(y.transpose(1, 2).flatten(2))                          # (n, h*w, width)
-        return x + y.transpose(1, 2).view_as(x)
+        return x + self.out(y.transpose(1, 2).flatten(2)).mT.view_as(x)
 
-# %% ../nbs/35_text_to_image.ipynb #00000005
+# %% ../nbs/35_text_to_image.ipynb #00000017
 class TextUNet(HubModel):
     """Latents in, an answer of the same shape out, told the time and the words.
 
     `model(x, t, context)`: x `(n, in_channels, h, w)`, t `(n,)`, context `(n, tokens,
     context_dim)`. `width` channels in each of `n_blocks` residual blocks, each followed by
-    cross-attention, the inner ones by self-attention too. `emb_dim`: length of the time vector."""
+    cross-attention, the inner ones by self-attention too. `emb_dim`: length of the time vector;
+    `sample_size`: height and width of the latents that it's meant for."""
     def __init__(self, in_channels=4, width=128, n_blocks=4, context_dim=96, n_heads=4, emb_dim=128,
                  sample_size=4):
         super().__init__()
-        self.sample_size = sample_size
-        self.in_channels, self.context_dim, self.emb_dim = in_channels, context_dim, emb_dim
+        self.in_channels, self.context_dim = in_channels, context_dim
+        self.emb_dim, self.sample_size = emb_dim, sample_size
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
@@ -81,7 +83,12 @@ class TextUNet(HubModel):
             x = cross(attn(res(x, emb)), context)
         return self.out(x)
 
-# %% ../nbs/35_text_to_image.ipynb #00000007
+    @classmethod
+    def from_pretrained(cls, folder=None, **hub):
+        "As `HubModel.from_pretrained`; default: the weights that come with this library."
+        return super().from_pretrained(folder or files('miniai')/'weights'/'unet', **hub)
+
+# %% ../nbs/35_text_to_image.ipynb #0000001a
 class TextDiffusionCB(DiffusionCB):
     """Turns a batch ((latents, ids), anything) into ((x_t, t, words), target).
 
