@@ -162,8 +162,9 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
 
     `images`: PIL pictures, arrays and tensors as for `to_pil`, or rows of an image column that
     isn't decoded. `size`: scale the shorter side to this and crop the middle square; leave as they
-    are if not given. `channels`: 1 or 3; if not given, 1 where all of them are grey. Raises `ValueError` when sizes differ and no `size` is
-    given, when there are no pictures, or for one that can't be read, naming it."""
+    are if not given. `channels`: 1 or 3; if not given, 1 where all of them are grey. Raises
+    `ValueError` when sizes differ and no `size` is given, when there are no pictures, or for one
+    that can't be read, naming it."""
     from tqdm import tqdm
     size = None if size is None else whole_number('size', size, high=2**14)
     check_one_of('channels', channels, (None, 1, 3))
