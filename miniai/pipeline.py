@@ -130,10 +130,10 @@ class TextToImagePipeline:
         `interval` of `Guidance`. `generator`: a `torch.Generator` or a list, one for each picture.
         `image`: a picture to start from, or one each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]);
         `strength`, 0 to 1, how much of it is drawn anew. `mask_image` (PIL, or a tensor `(h, w)` in
-        [0, 1]): white where to draw, the rest stays as in `image`. `callback_on_step_end(pipe, i, t, dict(latents=...,
-        pred_original_sample=...))` may return a dict with other `latents`. `output_type`: 'pil',
-        'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'. Raises `ValueError` for
-        unknown words, and for numbers out of their range."""
+        [0, 1]): white where to draw, the rest stays as in `image`. `callback_on_step_end(pipe, i,
+        t, dict(latents=..., pred_original_sample=...))` may return a dict with other `latents`.
+        `output_type`: 'pil', 'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'.
+        Raises `ValueError` for unknown words, and for numbers out of their range."""
         _check_call(guidance_scale, strength, output_type, generator, image, mask_image)
         if getattr(self.scheduler.config, 'clip_sample', False):
             raise ValueError("latents go beyond 1: make the scheduler with clip_sample=False")
