@@ -64,8 +64,8 @@ def _read(name):
         others = {p.parent.name for p in folder.glob('*/*')
                   if p.suffix.lower() in Image.registered_extensions()} - _SPLITS
         if others:                                             # they would be left out
-            raise ValueError(f"{name!r:.99} holds splits ('train', 'test'), but also the folders "
-                             f"{sorted(others)[:5]}: rename the split, or put all into splits")
+            raise ValueError(f"{name!r:.99} holds a split, 'train' or 'test', but also the folders "
+                             f"{sorted(others)[:5]}: rename one, or put these into splits")
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -160,9 +160,10 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
     """Pictures decoded once, into one float32 tensor `(n, channels, h, w)` in [-1, 1].
 
     `images`: PIL pictures, arrays and tensors as for `to_pil`, or rows of an image column that
-    isn't decoded. `size`: scale the shorter side to this and crop the middle square; leave as they are if not given. `channels`: 1 or 3; if
-    not given, 1 where all of them are grey. Raises `ValueError` when sizes differ and no `size` is
-    given, when there are no pictures, or for one that can't be read, naming it."""
+    isn't decoded. `size`: scale the shorter side to this and crop the middle square; leave as they
+    are if not given. `channels`: 1 or 3; if not given, 1 where all of them are grey. Raises
+    `ValueError` when sizes differ and no `size` is given, when there are no pictures, or for one
+    that can't be read, naming it."""
     from tqdm import tqdm
     size = None if size is None else whole_number('size', size, high=2**14)
     check_one_of('channels', channels, (None, 1, 3))
