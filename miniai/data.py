@@ -64,8 +64,8 @@ def _read(name):
         others = {p.parent.name for p in folder.glob('*/*')
                   if p.suffix.lower() in Image.registered_extensions()} - _SPLITS
         if others:                                             # they would be left out
-            raise ValueError(f"{name!r:.99} holds splits ('train', 'test'), but also the folders "
-                             f"{sorted(others)[:5]}: rename the split, or put all into splits")
+            raise ValueError(f"{name!r:.99} holds a split, 'train' or 'test', but also the folders "
+                             f"{sorted(others)[:5]}: rename one, or put these into splits")
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
