@@ -77,7 +77,7 @@ def generator(seed=0):
 
 def draw(pipe, prompt=RED, generator_=None, n_steps=4, output_type='pt', **kw):
     generator_ = generator() if generator_ is None else generator_
-    kw = dict(guidance_rescale=0, guidance_interval=None) | kw
+    kw = dict(guidance_scale=3.0, guidance_rescale=0, guidance_interval=None) | kw
     return pipe(
         prompt, num_inference_steps=n_steps, generator=generator_, output_type=output_type, **kw
     ).images

@@ -107,7 +107,7 @@ def looks(pipe, x, ds, prompts):
 def cost():
     "Seconds and memory of one training step and of drawing: on latents, and on pixels."
     clip = CLIP()
-    words = clip.states(['a thick red seven on a yellow background'] * 64)
+    words = clip.states(['a thick red seven on a yellow background'] * 64).detach()
     cases = dict(latents=(TextUNet(), (4, 4, 4)), pixels=(TextUNet(3), (3, 32, 32)))
     seconds = {name: [] for name in cases}
     kept = {}
@@ -117,7 +117,7 @@ def cost():
             held = []
 
             def pack(tensor, held=held):
-                held.append(tensor.numel() * tensor.element_size())
+                held.append(tensor.nbytes)
                 return tensor
 
             start = time.process_time()
