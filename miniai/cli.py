@@ -100,8 +100,8 @@ def _add_length(p, seconds):
 def _add_generate(p):
     p.add_argument('prompt', nargs='+', help='what to draw: a red seven on a yellow background')
     p.add_argument('--negative', help='what to steer away from')
-    p.add_argument('--guidance-scale', type=_scale, default=5.,
-                   help='how decidedly to follow the words, 0 to 100 (default: 5)')
+    p.add_argument('--guidance-scale', type=_scale, default=3.,
+                   help='how decidedly to follow the words, 0 to 100 (default: 3)')
     p.add_argument('--steps', type=_up_to_1000, default=16, help='denoising steps (default: 16)')
     p.add_argument('-n', '--n', type=_up_to_1000, default=1, help='how many (default: 1)')
     p.add_argument('--image', type=_name, help='picture file to start from')

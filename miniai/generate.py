@@ -60,7 +60,7 @@ def _frames(frames, pipe):
 
 # %% ../nbs/82_generate.ipynb #0000000b
 @torch.no_grad()
-def generate(prompt, negative=None, guidance_scale=5., steps=16, seed=0, n=1, image=None,
+def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, image=None,
              strength=None, mask=None, model=None, out='generated.png', steps_gif=None,
              device=None):
     """Draws `n` pictures of `prompt` into the PNG file `out`, which tells how; returns them.

@@ -119,7 +119,7 @@ class TextToImagePipeline:
     def set_progress_bar_config(self, disable=False): self.show_bar = not disable
 
     @torch.no_grad()
-    def __call__(self, prompt, negative_prompt=None, guidance_scale=5., num_inference_steps=16,
+    def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
                  generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
                  callback_on_step_end=None, output_type='pil', guidance_rescale=0.7,
                  guidance_interval=(100, 900)):

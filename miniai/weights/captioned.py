@@ -16,7 +16,7 @@ from miniai.tensors import to_cpu
 from miniai.weights.train_vae import CARD, RandomColoursCB, figures_of
 
 UNNAMED = 0.35                  # share of the digits in colours without a name
-N_DRAWN, SCALE = 512, 5.        # pictures drawn for the figures, at which guidance scale
+N_DRAWN, SCALE = 512, 3.        # pictures drawn for the figures, at which guidance scale
 
 CLIP_CARD = """---
 library_name: miniai
