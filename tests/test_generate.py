@@ -141,8 +141,8 @@ MISTAKES = {
     'seven --out empty': 'end it in .png',
     'seven --steps-gif start.png': 'end it in .gif',
     'seven --steps-gif theirs.gif': "isn't a picture of miniai's making",
-    'seven --model empty': 'vae and clip and unet missing',
-    'seven --model half': 'clip and unet missing',
+    'seven --model empty': 'holds no text-to-image model: vae/config.json and clip',
+    'seven --model half': 'holds no text-to-image model: clip/config.json and unet',
     'seven --model nowhere': 'is no folder',
 }
 
@@ -270,8 +270,8 @@ def test_train_refuses_in_one_line(words, said, tmp_path, monkeypatch, capsys):
 
 
 def test_steps_are_in_proportion_and_whole_epochs():
-    assert {k: T.steps_of(k, 4000) for k in T.STEPS} == T.STEPS
-    assert [T.steps_of(k, 2000) for k in T.STEPS] == [2600, 250, 2000]
+    assert {k: T.steps_of(k, 5000) for k in T.STEPS} == T.STEPS
+    assert [T.steps_of(k, 2000) for k in T.STEPS] == [2100, 200, 2000]
     assert [T.steps_of(k, 1) for k in T.STEPS] == [100, 50, 100]
 
 
