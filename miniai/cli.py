@@ -93,9 +93,8 @@ def _add_length(p, seconds):
     if seconds:
         long.add_argument('--seconds', type=_positive_float, default=240.,
                           help='of training (default: 240)')
-    words = 'train for so many steps instead' if seconds else 'of the U-Net (default: 4000)'
-    long.add_argument('--steps', type=_positive_int, default=None if seconds else 4000,
-                      help=f'{words} (rounded up to hundreds)')
+    words = 'train for so many steps instead' if seconds else 'of the U-Net (default: 5000)'
+    long.add_argument('--steps', type=_positive_int, help=f'{words} (rounded up to hundreds)')
 
 def _add_generate(p):
     p.add_argument('prompt', nargs='+', help='what to draw: a red seven on a yellow background')

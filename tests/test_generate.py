@@ -275,6 +275,12 @@ def test_steps_are_in_proportion_and_whole_epochs():
     assert [T.steps_of(k, 1) for k in T.STEPS] == [100, 50, 100]
 
 
+def test_help_tells_the_default_steps(capsys):
+    "The parser doesn't import the script, so it can't ask."
+    assert command(['train', 'text-to-image', '--help']) == 0
+    assert f"(default: {T.STEPS['unet']})" in ' '.join(capsys.readouterr().out.split())
+
+
 @pytest.fixture(scope='module')
 def digits(): return captioned_digits(n_train=1500, n_test=256)
 

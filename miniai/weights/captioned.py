@@ -119,17 +119,7 @@ class Digits:
 
     def for_clip(self): return self.splits['train'], UNNAMED
 
-    @torch.no_grad()
-    def latents(self, vae, generator):
-        "Latents of unit standard deviation, and the attributes that can be said of each."
-        train = self.splits['train']
-        n = round(len(train)*UNNAMED/(1 - UNNAMED))
-        z, said = [encode_all(vae, train.x)], [train.attributes]
-        for k in range(0, n, 500):
-            x, attributes = random_colours(train.x, min(500, n - k), generator)
-            z.append(encode_all(vae, x))
-            said.append(attributes)
-        return torch.cat(z)*vae.scaling_factor, torch.cat(said).to(z[0].device)
+    def latents(self, vae, generator): return latents_of(vae, self.splits['train'], generator)
 
     def measure(self, pipe) -> dict:
         "Held-out figures of all parts, by the part's name."
@@ -203,8 +193,20 @@ class OwnPictures:
         return OWN_CARD.format(part=part, **told, **figures)
 
 
-def drawn(pipe, captions, seed=1):
+@torch.no_grad()
+def latents_of(vae, train, generator):
+    "Latents of captioned digits, of unit standard deviation, and what can be said of each."
+    n = round(len(train)*UNNAMED/(1 - UNNAMED))
+    z, said = [encode_all(vae, train.x)], [train.attributes]
+    for k in range(0, n, 500):
+        x, attributes = random_colours(train.x, min(500, n - k), generator)
+        z.append(encode_all(vae, x))
+        said.append(attributes)
+    return torch.cat(z)*vae.scaling_factor, torch.cat(said).to(z[0].device)
+
+
+def drawn(pipe, captions, seed=1, scale=SCALE):
     "A picture of each caption, `(n, 3, h, w)` in [-1, 1]."
     generator = torch.Generator().manual_seed(seed)
-    images = pipe(captions, guidance_scale=SCALE, generator=generator, output_type='pt').images
+    images = pipe(captions, guidance_scale=scale, generator=generator, output_type='pt').images
     return to_cpu(images)*2 - 1

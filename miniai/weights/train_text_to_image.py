@@ -68,20 +68,20 @@ def _stored(model):
     return copy.deepcopy(to_cpu(model)).half().float().eval().requires_grad_(True)
 
 
-def train_text_to_image(steps=STEPS['unet'], data='digits', out='model', seed=0, device=None,
+def train_text_to_image(steps=None, data='digits', out='model', seed=0, device=None,
                         vae=None) -> dict:
     """Trains VAE, CLIP and U-Net from nothing, writes them to `out` with their cards.
 
-    `steps`: of the U-Net, rounded up to hundreds; the others have theirs in proportion. `data`, as
-    for `load_images`: handwritten digits, of which captioned pictures are drawn, or pictures with
-    captions (`text`). `vae`: one that's trained already. Returns held-out figures by name of the
-    part."""
+    `steps`: of the U-Net, rounded up to hundreds (default: that of `STEPS`); the others have theirs
+    in proportion. `data`, as for `load_images`: handwritten digits, of which captioned pictures are
+    drawn, or pictures with captions (`text`). `vae`: one that's trained already. Returns held-out
+    figures by name of the part."""
     results = Results(out, ['vae', 'clip', 'unet', 'scheduler'])
     device = pick_device(device)
     results.reserve(N_BYTES)
     print('getting the pictures ...', flush=True)
     pictures = captioned.load(str(data), device)
-    todo = {part: steps_of(part, steps) for part in STEPS}
+    todo = {part: steps_of(part, steps or STEPS['unet']) for part in STEPS}
     kept = Path(out)/f"checkpoint-{pictures.key}-{seed}-{todo['unet']}"
     if kept.is_dir() and any(kept.iterdir()):
         print(f'carrying on (to begin anew, remove {kept})', flush=True)

@@ -30,7 +30,7 @@ from miniai.muon import Muon
 from miniai.pipeline import TextToImagePipeline
 from miniai.tensors import set_seed
 from miniai.text_to_image import TextUNet, text_to_image_learner
-from miniai.weights.captioned import Digits
+from miniai.weights.captioned import drawn, latents_of
 from miniai.weights.train_vae import RandomColoursCB
 
 SHARES = dict(vae=0.42, clip=0.08, unet=0.5)  # of the seconds
@@ -49,12 +49,6 @@ def prompts_of(ds, n, seed=1):
     return [describe(row, rng) for row in asked_of(ds, n).tolist()]
 
 
-def drawn(pipe, prompts, scale, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = pipe(prompts, guidance_scale=scale, generator=generator, output_type='pt').images
-    return x * 2 - 1
-
-
 def fidelity(pipe, pictures, judge, n, scales, noises):
     "Prints a table: each attribute at each guidance scale, mean and spread over starting noises."
     print(f'\n{n} prompts, {len(noises)} starting noises; FID and variety: see below')
@@ -66,7 +60,7 @@ def fidelity(pipe, pictures, judge, n, scales, noises):
             ds, rows = pictures[split], []
             prompts = prompts_of(ds, n)
             for noise in noises:
-                x = drawn(pipe, prompts, scale, noise)
+                x = drawn(pipe, prompts, noise, scale)
                 rows.append(
                     [
                         *judge.score(x, asked_of(ds, n)).values(),
@@ -76,7 +70,7 @@ def fidelity(pipe, pictures, judge, n, scales, noises):
             mean, std = torch.tensor(rows).mean(0), torch.tensor(rows).std(0)
             cells = [f'{m:8.1%} ±{s:4.1%}' for m, s in zip(mean[:7], std[:7])]
             print(
-                f'{scale:5g} {dict(test="seen")[split] if split == "test" else split:7}'
+                f'{scale:5g} {dict(test="seen").get(split, split):7}'
                 + ''.join(cells)
                 + f'  {mean[7]:.4f} ({mean[8]:.4f}) {mean[9]:.3f} {mean[10]:.2f}',
                 flush=True,
@@ -138,13 +132,6 @@ def cost():
     )
 
 
-def latents_of(pictures, vae, generator):
-    "As `miniai train text-to-image` makes them."
-    digits = Digits.__new__(Digits)
-    digits.splits = pictures
-    return digits.latents(vae, generator)
-
-
 # --- ours, from nothing, in so many processor seconds ---
 def budget(seconds):
     return TimeBudgetCB(seconds, time.process_time)
@@ -172,7 +159,7 @@ def ours(pictures, seconds, seed):
     clip = train_clip(
         train, 10**6, seed=seed, cbs=[budget(part['clip'])], device='cpu'
     ).model.eval()
-    z, said = latents_of(pictures, vae, generator)
+    z, said = latents_of(vae, train, generator)
     batches = CaptionedBatches(z, said, clip.tokenizer, 64, 100, generator, full=0.9)
     unet, left = TextUNet(), seconds - (time.process_time() - start)
     learn = text_to_image_learner(
@@ -181,7 +168,7 @@ def ours(pictures, seconds, seed):
     learn.fit(10**9, valid=False)
     pipe = TextToImagePipeline(vae, clip, learn.ema.model)
     pipe.set_progress_bar_config(disable=True)
-    return partial(drawn, pipe)
+    return lambda prompts, scale, noise: drawn(pipe, prompts, noise, scale)
 
 
 # --- the same parts of diffusers and transformers ---
