@@ -174,6 +174,8 @@ class _Arithmetic(_Graph):
             return (self.reshape(1, -1) @ o).reshape(o.shape[:-2] + o.shape[-1:])
         return self._two(np.matmul, o, lambda g, a, b: g @ b.swapaxes(-1, -2),
                          lambda g, a, b: a.swapaxes(-1, -2) @ g)
+    def __eq__(self, o): raise TypeError(f"compare numbers: t.data == ..., not {type(o)}")
+    __hash__ = object.__hash__
     def __neg__(self): return self*-1.
     def __sub__(self, o): return self + -self._lift(o)
     def __radd__(self, o): return self._lift(o) + self

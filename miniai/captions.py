@@ -52,6 +52,7 @@ def digit_caption(label, ink, paper, thickness='normal', slant='upright', templa
     for name, word in words.items():
         words[name] = word = dict(enumerate(ATTRIBUTES[name])).get(word, word)
         check_one_of(name, word, ATTRIBUTES[name])
+    template = whole_number('template', template, 0, len(TEMPLATES) - 1)
     return TEMPLATES[template].format(**words | dict(slant=LEAN[words['slant']]))
 
 # %% ../nbs/30_captions.ipynb #00000022

@@ -9,6 +9,7 @@ __all__ = ['atomic_write', 'lock_folder', 'save_state', 'load_state', 'checkpoin
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 import time
 import weakref
@@ -31,10 +32,10 @@ except ImportError:                    # Windows has none: there two processes a
 def atomic_write(path):
     """A binary file to write to, which takes the place of `path` once it is whole and on disk.
 
-    Whatever happens meanwhile, `path` is what it was or the new file, never a part of it.
-    Raises `IsADirectoryError` where `path` is a folder.
+    Whatever happens meanwhile, `path` is what it was or the new file, never a part of it. A link
+    stays one. Raises `IsADirectoryError` where `path` is a folder.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file to write")
     aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -43,6 +44,8 @@ def atomic_write(path):
             yield f
             f.flush()
             os.fsync(f.fileno())
+        if path.exists():
+            shutil.copymode(path, aside)
         os.replace(aside, path)
     except OSError as e:
         raise OSError(f"can't write {str(path)!r} ({e.strerror or e}): it is as it was") from e

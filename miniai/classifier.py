@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
 from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import check_finite, check_number, whole_number
+from .tensors import check_finite, check_has, check_number, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
@@ -132,6 +132,7 @@ def train_classifier(dls, num_classes=10, n_epochs=None, lr=4e-3, cbs=(), device
     26,000 pictures are shown, in at least 3 epochs. The accuracy in `.history` is that of
     `dls.valid`; for a report take `accuracy(*learn.get_preds(dls.test))`.
     """
+    check_has("DataLoaders of tensors, as from_dataset makes", dls.train, 'tensors')
     x, y = dls.train.tensors
     if not isinstance(y, torch.Tensor) or y.min() < 0 or y.max() >= num_classes:
         raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, "

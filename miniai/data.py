@@ -192,6 +192,7 @@ class TensorLoader:
         lens = [len(t) for t in tensors]
         if not lens or len(set(lens)) > 1:
             raise ValueError(f"tensors must have equal lengths, but these have {lens}")
+        tensors = tuple(t.to_numpy() if hasattr(t, 'to_numpy') else t for t in tensors)   # pandas
         self.tensors, self.batch_size = tensors, whole_number('batch_size', batch_size)
         self.shuffle, self.generator = shuffle, generator
 

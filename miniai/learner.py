@@ -214,6 +214,9 @@ class Learner(_Loop):
         _in_order(self.cbs)
         check_has('a model that is made, an nn.Module', model, 'parameters')
         check_has('a loss_func(preds, targets) that is made', loss_func, '__call__')
+        if not callable(opt_func):
+            raise TypeError("opt_func(params, lr=...) makes the optimiser, as torch.optim.SGD does; "
+                            f"this is a {type(opt_func)}")
         if not hasattr(dls, 'train'):
             raise TypeError(f"expected DataLoaders(train, valid), but got {type(dls)}")
 
@@ -238,7 +241,10 @@ class Learner(_Loop):
                 raise ValueError(f"dls.{'train' if self.training else 'valid'} has no batches")
         self.n_epochs, self.epoch, self.n_steps, self.complete = n_epochs, 0, 0, False
         self.batch, self.preds, self.total_steps = None, None, n_epochs*len(self.dls.train)
-        self.opt = self.opt_func(self.model.parameters(), lr=lr)
+        params = list(self.model.parameters())
+        if train and params and not any(p.requires_grad for p in params):
+            raise ValueError("all parameters are frozen: model.requires_grad_() lets them learn")
+        self.opt = self.opt_func(params, lr=lr)
         self.opt.zero_grad()                   # an interrupted fit may have left gradients
         with warnings.catch_warnings(), ExitStack() as end:
             end.callback(setattr, self, 'fitting', False)

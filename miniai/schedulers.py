@@ -128,6 +128,9 @@ class Scheduler:
     def _roots(self, t, like):
         "sqrt(alpha_bar) and sqrt(1 - alpha_bar) for times `(n,)`, shaped to multiply `like`."
         check_floats(like)
+        t = torch.as_tensor(t, device=like.device).view(-1)
+        if t.is_floating_point():
+            raise TypeError("times are whole numbers, one for each picture")
         # (asking a GPU would make it wait, in every batch)
         if t.device.type == 'cpu' and (t.min() < 0 or t.max() >= len(self)):
             raise ValueError(f"times go from 0 to {len(self) - 1}, but got {t.min()} to {t.max()}")
