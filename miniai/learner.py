@@ -215,8 +215,8 @@ class Learner(_Loop):
         check_has('a model that is made, an nn.Module', model, 'parameters')
         check_has('a loss_func(preds, targets) that is made', loss_func, '__call__')
         if not callable(opt_func):
-            raise TypeError("opt_func(params, lr=...) makes the optimiser, as torch.optim.SGD does; "
-                            f"this is a {type(opt_func)}")
+            raise TypeError("opt_func(params, lr=) makes the optimiser, as torch.optim.SGD does, "
+                            f"not {type(opt_func)}")
         if not hasattr(dls, 'train'):
             raise TypeError(f"expected DataLoaders(train, valid), but got {type(dls)}")
 
