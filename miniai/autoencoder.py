@@ -9,7 +9,6 @@ __all__ = ['Autoencoder', 'encode_all', 'psnr', 'reconstruction_loss', 'Reconstr
 # %% ../nbs/31_autoencoder.ipynb #00000002
 import math
 from functools import partial
-from importlib.resources import files
 
 import torch
 from torch import nn
@@ -183,6 +182,8 @@ class VAE(Autoencoder):
     `encode` gives their means, `moments` means and log-variances. Called on pictures, it gives
     (pictures, mean, logvar), decoded from random latents while training, from the means otherwise.
     """
+    shipped = 'vae'
+
     out_per_latent = 2
 
     def moments(self, x):
@@ -197,11 +198,6 @@ class VAE(Autoencoder):
         mean, logvar = self.moments(x)
         z = mean + (logvar/2).exp()*torch.randn_like(mean) if self.training else mean
         return self.decode(z), mean, logvar
-
-    @classmethod
-    def from_pretrained(cls, folder=None, **hub):
-        "As `HubModel.from_pretrained`; default: the weights that come with this library."
-        return super().from_pretrained(folder or files('miniai')/'weights'/'vae', **hub)
 
 class VAELoss:
     "`loss_func`, and `kl_weight` times the mean KL divergence in nats."

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -68,6 +69,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     Settings are of the kinds of their defaults: a whole number from 1 to 32,768, a number, or a
     list of these; where it is None, whole numbers or a dict. Others raise `ValueError`.
     """
+    shipped = None    # its folder in miniai/weights, where weights of it come with the library
+
     def keep(self, **settings):
         "Changes settings that are attributes, also as they're saved; returns the model."
         vars(self).update(settings)
@@ -75,13 +78,16 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
         return self
 
     @classmethod
-    def from_pretrained(cls, folder, **hub):
+    def from_pretrained(cls, folder=None, **hub):
         """Returns a model in evaluation mode and float32, from a folder or a Hub id.
 
-        `hub`: as for `huggingface_hub.snapshot_download`, such as `token`. Raises
-        `FileNotFoundError`, or `ValueError` where the two files don't fit the class or each other.
+        Default: the weights that come with this library, if there are any. `hub`: as for
+        `huggingface_hub.snapshot_download`, such as `token`. Raises `FileNotFoundError`, or
+        `ValueError` where the two files don't fit the class or each other.
         """
         names = 'config.json', 'model.safetensors'
+        if folder is None and cls.shipped:
+            folder = files('miniai')/'weights'/cls.shipped
         folder = hub_folder(folder, names, **hub)
         try:
             with torch.device('meta'):                                      # takes no memory

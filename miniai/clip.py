@@ -12,7 +12,6 @@ import math
 import random
 import re
 from functools import partial
-from importlib.resources import files
 
 import torch
 from torch import nn
@@ -166,6 +165,8 @@ class CLIP(HubModel):
     `length` make the tokenizer; `width`, `n_layers`, `slopes` the `TextEncoder`; `widths` are
     channels of the picture encoder, `dim` numbers of an embedding. `clip(x, captions)` is `(n, m)`:
     each picture's cosine with each caption, times a learned factor of at most 100."""
+    shipped = 'clip'
+
     def __init__(self, words=WORDS, width=96, n_layers=2, dim=64, widths=(48, 96), slopes=(2., 0.5),
                  length=20):
         super().__init__()
@@ -206,11 +207,6 @@ class CLIP(HubModel):
     def score(self, x, captions):
         "The cosine of each picture and its caption, `(n,)`; or of all of them and one caption."
         return (self.encode_image(x)*self.encode_text(captions)).sum(1)
-
-    @classmethod
-    def from_pretrained(cls, folder=None, **hub):
-        "As `HubModel.from_pretrained`; default: the weights that come with this library."
-        return super().from_pretrained(folder or files('miniai')/'weights'/'clip', **hub)
 
 # %% ../nbs/34_clip.ipynb #00000026
 def clip_loss(logits, also_true) -> torch.Tensor:

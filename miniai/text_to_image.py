@@ -6,8 +6,6 @@
 __all__ = ['CrossAttention', 'TextUNet', 'TextDiffusionCB', 'text_to_image_learner', 'default_scheduler']
 
 # %% ../nbs/35_text_to_image.ipynb #00000002
-from importlib.resources import files
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -56,6 +54,8 @@ class TextUNet(HubModel):
     context_dim)`. `width` channels in each of `n_blocks` residual blocks, each followed by
     cross-attention, the inner ones by self-attention too. `emb_dim`: length of the time vector;
     `sample_size`: height and width of the latents that it's meant for."""
+    shipped = 'unet'
+
     def __init__(self, in_channels=4, width=128, n_blocks=4, context_dim=96, n_heads=4, emb_dim=128,
                  sample_size=4):
         super().__init__()
@@ -82,11 +82,6 @@ class TextUNet(HubModel):
         for res, attn, cross in zip(self.res, self.attn, self.cross):
             x = cross(attn(res(x, emb)), context)
         return self.out(x)
-
-    @classmethod
-    def from_pretrained(cls, folder=None, **hub):
-        "As `HubModel.from_pretrained`; default: the weights that come with this library."
-        return super().from_pretrained(folder or files('miniai')/'weights'/'unet', **hub)
 
 # %% ../nbs/35_text_to_image.ipynb #0000001a
 class TextDiffusionCB(DiffusionCB):
