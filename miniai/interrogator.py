@@ -73,7 +73,7 @@ def strokes(m) -> np.ndarray:
     return np.isin(label, np.flatnonzero(near) + 1)
 
 def _crop(a, box, n=128, share=0.65):
-    "A square of `(c, h, w)`, `n` pixels wide, around `box` (y0, x0, y1, x1 in shares of the sides)."
+    "A square of `(c, h, w)`, `n` pixels wide, around `box` (y0, x0, y1, x1 as shares)."
     (y0, x0, y1, x1), (_, h, w) = box, a.shape
     side = max((y1 - y0)*h, (x1 - x0)*w)/share
     k = max(1, int(side/n))                               # so many pixels become one
@@ -84,7 +84,7 @@ def _crop(a, box, n=128, share=0.65):
 
 # %% ../nbs/42_interrogator.ipynb #0000002a
 def _redraw(a, paper, digit, near):
-    "Ink and paper in one colour each, `(3, 32, 32)`; all else than strokes `near` the digit's goes."
+    "Ink and paper in one colour each, `(3, 32, 32)`, without ink that isn't `near` the digit's."
     off = ~torch.from_numpy(ndimage.binary_dilation(near.numpy(), iterations=4))
     if off.any():
         paper = paper + (a - paper)[:, off].median(1)[0][:, None, None]
@@ -111,14 +111,13 @@ def find_digit(image):
     small = F.interpolate(a[None], [max(1, round(n/k)) for n in a.shape[1:]], mode='area')[0]
     paper = local_paper(small)
     far = (small - paper).norm(dim=0)
-    far = far >= far.flatten().topk(min(far.numel(), max(8, far.numel()//500)))[0][-1]
-    m, contrast = ink_amount(small - paper, far)
+    m, contrast = ink_amount(small - paper, far >= far.quantile(0.998))
     noise = 1.48*(m - m.median()).abs().median().item()        # of which 1 is ink
     digit = strokes(ndimage.gaussian_filter(m.numpy(), 0.7*(k > 1)))
     if contrast < 12 or noise > 1/7 or not digit.any():
         return None
-    box = [f(v)/n for f, one in ((np.min, 0), (np.max, 1))
-           for v, n in zip(np.nonzero(digit), digit.shape) for v in [v + one]]
+    (h, w), (y, x) = digit.shape, np.nonzero(digit)
+    box = y.min()/h, x.min()/w, (y.max() + 1)/h, (x.max() + 1)/w
     masks = torch.from_numpy(np.stack([digit, ndimage.binary_dilation(digit, iterations=2)]))
     digit, near = _crop(masks.float(), box) > 0.3
     return _redraw(_crop(a, box), _crop(paper, box), digit, near)
@@ -127,8 +126,8 @@ def find_digit(image):
 PARTS = ATTRIBUTES | {name: [*COLOURS, 'coloured'] for name in ('ink', 'paper')}
 PARTS |= dict(slant=[*LEAN.values()])
 # fitted by `python -m miniai.weights.train_interrogator`, for the weights that it made
-TEMPERATURE = dict(label=0.5, ink=0.5, paper=0.5, thickness=0.5, slant=0.5)
-DIGIT = 1., 0.                                # slope and intercept of a logistic regression
+TEMPERATURE = dict(label=0.44, ink=0.17, paper=0.1, thickness=0.43, slant=0.4)
+DIGIT = 0.845, -2.04                       # slope and intercept of a logistic regression
 
 def sentence(words) -> str:
     "A caption of words by part, as in `PARTS`; what isn't given is left out."
@@ -145,8 +144,8 @@ class Interrogator:
 
     A `Reading` has `caption`, `parts` (for each of `PARTS` its word and how probable that is) and
     `digit`, how probable it is that there's a digit at all. `clip`: default, one that has practised
-    with photographs, whose probabilities are calibrated; of another's, `calibrate` is to be called.
-    """
+    on bent digits. For another one, set `temperature` and `digit`
+    (see `calibrate` in `miniai.weights.train_interrogator`)."""
     def __init__(self, clip=None):
         self.clip = clip or CLIP.from_pretrained(files('miniai')/'weights'/'interrogator')
         self.temperature, self.digit, self.known = dict(TEMPERATURE), DIGIT, {}
@@ -190,21 +189,6 @@ class Interrogator:
         x = find_digit(image)
         return Reading('', {}, 0.) if x is None else self.read(x[None])[0]
 
-    def calibrate(self, x, attributes, others):
-        """Fits the temperatures to pictures with their attributes `(n, 5)`, -1: not known.
-
-        `others`: pictures of no digits, for how probable a digit is. Returns the interrogator."""
-        from sklearn.linear_model import LogisticRegression
-        logits, times = self.logits(x), torch.logspace(-1, 1, 80).tolist()
-        for name, y in zip(PARTS, attributes.T):
-            v, y = logits[name][y >= 0], y[y >= 0]
-            losses = [F.cross_entropy(v/t, y).item() for t in times]
-            self.temperature[name] = times[losses.index(min(losses))]
-        margin = torch.cat([logits['digit'], self.logits(others)['digit']])[:, None].numpy()
-        fitted = LogisticRegression().fit(margin, [1]*len(x) + [0]*len(others))
-        self.digit = fitted.coef_.item(), fitted.intercept_.item()
-        return self
-
 # %% ../nbs/42_interrogator.ipynb #0000002f
 def interrogate(file):
     """Prints what the digit in a picture file is, part by part, or that there's none.
@@ -221,8 +205,8 @@ def interrogate(file):
     if reading.digit < 0.5:
         nearest = f", nearest is: {reading.caption}" if reading.parts else ": there's no ink"
         print(f"I see no digit (probability {reading.digit:.0%}){nearest}")
-        return reading
-    print(reading.caption)
-    for name, (word, p) in dict(digit=('yes', reading.digit), **reading.parts).items():
-        print(f"  {name:10} {word:18} {p:4.0%}")
+    else:
+        print(reading.caption)
+        for name, (word, p) in dict(digit=('yes', reading.digit), **reading.parts).items():
+            print(f"  {name:10} {word:18} {p:4.0%}")
     return reading
