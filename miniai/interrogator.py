@@ -20,7 +20,7 @@ from .captions import ATTRIBUTES, COLOURS, LEAN, stroke_width
 from .clip import CLIP
 from .plot import to_pil
 
-# %% ../nbs/42_interrogator.ipynb #00000028
+# %% ../nbs/42_interrogator.ipynb #0000002a
 def as_array(image, most=1024):
     """A PIL picture as floats `(3, h, w)` from 0 to 255, its longer side at most `most` pixels.
 
@@ -53,7 +53,7 @@ def ink_amount(d, where) -> tuple:
     ink = d[:, where].median(1)[0]
     return torch.einsum('chw,c->hw', d, ink)/ink.square().sum().clamp(min=1e-6), ink.norm().item()
 
-# %% ../nbs/42_interrogator.ipynb #00000029
+# %% ../nbs/42_interrogator.ipynb #0000002b
 def strokes(m) -> np.ndarray:
     """Which pixels are the digit's: the largest stroke within the picture, and those beside it.
 
@@ -82,7 +82,7 @@ def _crop(a, box, n=128, share=0.65):
     a = F.interpolate(a[None], (max(1, h//k), max(1, w//k)), mode='area')
     return F.grid_sample(a, grid.float(), padding_mode='border', align_corners=False)[0]
 
-# %% ../nbs/42_interrogator.ipynb #0000002a
+# %% ../nbs/42_interrogator.ipynb #0000002c
 def _redraw(a, paper, digit, near):
     "Ink and paper in one colour each, `(3, 32, 32)`, without ink that isn't `near` the digit's."
     off = ~torch.from_numpy(ndimage.binary_dilation(near.numpy(), iterations=4))
@@ -98,8 +98,11 @@ def _redraw(a, paper, digit, near):
         m = 2*(2 - width) + 1 - distance
     m = F.adaptive_avg_pool2d(m.clamp(0, 1)[None], 32)
     colours = torch.stack([paper.flatten(1).median(1)[0], a[:, core].median(1)[0]])
-    low, high = colours.min(), colours.max()
-    paper, ink = ((colours - low)/(high - low).clamp(min=1)*2 - 1)[..., None, None]
+    colours = (colours - colours.min())/(colours.max() - colours.min()).clamp(min=1)
+    low, high = colours.amin(1, True), colours.amax(1, True)
+    strong = high - low > (high/2).clamp(min=0.25)         # navy is meant to be blue
+    colours = torch.where(strong, (colours - low)/(high - low).clamp(min=0.1), colours)
+    paper, ink = (colours*2 - 1)[..., None, None]
     return torch.lerp(paper, ink, m)
 
 def find_digit(image):
@@ -122,7 +125,7 @@ def find_digit(image):
     digit, near = _crop(masks.float(), box) > 0.3
     return _redraw(_crop(a, box), _crop(paper, box), digit, near)
 
-# %% ../nbs/42_interrogator.ipynb #0000002c
+# %% ../nbs/42_interrogator.ipynb #0000002e
 PARTS = ATTRIBUTES | {name: [*COLOURS, 'coloured'] for name in ('ink', 'paper')}
 PARTS |= dict(slant=[*LEAN.values()])
 # fitted by `python -m miniai.weights.train_interrogator`, for the weights that it made
@@ -138,7 +141,7 @@ def sentence(words) -> str:
 
 Reading = namedtuple('Reading', 'caption parts digit')
 
-# %% ../nbs/42_interrogator.ipynb #0000002d
+# %% ../nbs/42_interrogator.ipynb #0000002f
 class Interrogator:
     """Reads captions off pictures of digits: `Interrogator().ask(image)`.
 
@@ -189,7 +192,7 @@ class Interrogator:
         x = find_digit(image)
         return Reading('', {}, 0.) if x is None else self.read(x[None])[0]
 
-# %% ../nbs/42_interrogator.ipynb #0000002f
+# %% ../nbs/42_interrogator.ipynb #00000031
 def interrogate(file):
     """Prints what the digit in a picture file is, part by part, or that there's none.
 
