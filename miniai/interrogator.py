@@ -55,7 +55,7 @@ def ink_amount(d, where) -> tuple:
 
 # %% ../nbs/42_interrogator.ipynb #0000002b
 def strokes(m) -> np.ndarray:
-    """Which pixels are the digit's: the largest stroke within the picture, and those beside it.
+    """Which pixels are the digit's: the largest stroke in the picture, and what's above or below.
 
     `m`: how much ink there is, an array `(h, w)`. What touches an edge counts a twentieth."""
     label, n = ndimage.label(m > 0.4, np.ones((3, 3)))
@@ -67,8 +67,8 @@ def strokes(m) -> np.ndarray:
     cut = (first == 0).any(1) | (last == m.shape).any(1)
     best = np.where(cut, area/20, area).argmax()
     size = (last - first).max(1)
-    gap = np.maximum(first - last[best], first[best] - last).max(1)
-    near = (gap < size[best]/4) & (area > area[best]/30) & (size < 1.2*size[best]) & ~cut
+    gap = np.maximum(first - last[best], first[best] - last)/size[best]
+    near = (gap < (0.25, 0.05)).all(1) & (area > area[best]/30) & (size < 1.2*size[best]) & ~cut
     near[best] = True
     return np.isin(label, np.flatnonzero(near) + 1)
 
@@ -105,20 +105,38 @@ def _redraw(a, paper, digit, near):
     paper, ink = (colours*2 - 1)[..., None, None]
     return torch.lerp(paper, ink, m)
 
+def _with_margin(a, n):
+    "`(3, h, w)` in a frame of `n` pixels, in the colour that most of its edge has."
+    edge = torch.cat([a[:, 0], a[:, -1], a[:, :, 0], a[:, :, -1]], 1).median(1)[0]
+    wide = edge[:, None, None].repeat(1, a.shape[1] + 2*n, a.shape[2] + 2*n)
+    wide[:, n:n + a.shape[1], n:n + a.shape[2]] = a
+    return wide
+
 def find_digit(image):
     """What's written on a PIL picture, as captioned digits are: `(3, 32, 32)` in [-1, 1].
 
-    None where there's no ink, or where all of the picture is full of something."""
+    None where there's no ink, or where all of the picture is full of something. Of several digits
+    it's the largest."""
     a = as_array(image)
     k = max(1, max(a.shape)/256)
     small = F.interpolate(a[None], [max(1, round(n/k)) for n in a.shape[1:]], mode='area')[0]
-    paper = local_paper(small)
-    far = (small - paper).norm(dim=0)
-    m, contrast = ink_amount(small - paper, far >= far.quantile(0.998))
-    noise = 1.48*(m - m.median()).abs().median().item()        # of which 1 is ink
-    digit = strokes(ndimage.gaussian_filter(m.numpy(), 0.7*(k > 1)))
-    if contrast < 12 or noise > 1/7 or not digit.any():
-        return None
+    (h, w), margin = small.shape[1:], max(small.shape)//3
+    for n in (0, margin):            # what was cropped without a margin is found the second time
+        small = _with_margin(small, n)
+        paper = small[:, :1, :1].expand_as(small) if n else local_paper(small)
+        far = (small - paper).norm(dim=0)
+        m, contrast = ink_amount(small - paper, far >= far.quantile(0.998))
+        inner = m[n:n + h, n:n + w]
+        noise = 1.48*(inner - inner.median()).abs().median().item()        # of which 1 is ink
+        digit = strokes(ndimage.gaussian_filter(m.numpy(), 0.7*(k > 1)))
+        edges = [digit[0], digit[-1], digit[:, 0], digit[:, -1]]
+        if contrast < 12:
+            return None
+        if noise < 1/7 and digit.any() and not np.concatenate(edges).any():
+            return _take(_with_margin(a, round(n*k)), paper, digit)
+
+def _take(a, paper, digit):
+    "The digit of `(3, h, w)`, of which `paper` and `digit` tell at a smaller size."
     (h, w), (y, x) = digit.shape, np.nonzero(digit)
     box = y.min()/h, x.min()/w, (y.max() + 1)/h, (x.max() + 1)/w
     masks = torch.from_numpy(np.stack([digit, ndimage.binary_dilation(digit, iterations=2)]))

@@ -186,3 +186,12 @@ def test_the_command_says_what_it_cannot_read(name, says, tmp_path, monkeypatch,
     said = capsys.readouterr()
     assert code == (0 if name == 'white.png' else 2) and says in said.out + said.err
     assert len((said.out + said.err).splitlines()) == 1
+
+
+def test_a_tight_crop_and_the_larger_of_two(mask, reader):
+    ys, xs = np.nonzero(mask > 0.4)
+    tight = 1 - mask[ys.min():ys.max(), xs.min():xs.max()]
+    assert reader.ask(to_pil(torch.tensor(tight)*2 - 1, size=200)).parts['label'][0] == 'seven'
+    two = page(mask)
+    two.paste(page(mask).resize((400, 280)), (100, 300))                 # and a smaller one
+    assert (find_digit(two) - find_digit(page(mask))).abs().mean() < 0.1
