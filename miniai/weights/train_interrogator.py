@@ -93,7 +93,7 @@ class Practice(RandomBatches):
     """Batches as `CaptionedBatches`, of bent digits and of what is no digit, whose caption is ''.
 
     Attributes that bending may have changed aren't said. No digit are: mirrored digits, two halves
-    of different digits, printed letters, clouds of noise, and nothing at all."""
+    of different digits, printed letters, blots of noise, and nothing at all."""
     def __init__(self, drawings, tokenizer, generator, batch_size=BATCH_SIZE, n_batches=50):
         super().__init__(drawings, drawings.attributes, batch_size, n_batches, generator)
         self.tokenizer, self.letters = tokenizer, letters(LETTERS[::2], FONTS)
@@ -112,9 +112,9 @@ class Practice(RandomBatches):
         glued = torch.cat([upper[:, 16:], lower[:, :16]], 1)
         noise = torch.randn(n, 1, 32, 32, generator=self.generator)
         coarse = torch.randn(n, 1, 7, 7, generator=self.generator)
-        clouds = (F.interpolate(coarse, (32, 32), mode='bicubic') + 0.4*noise)[:, 0].clamp(0, 1)
+        blots = (F.interpolate(coarse, (32, 32), mode='bicubic') + 0.4*noise)[:, 0].clamp(0, 1)
         letter = self.letters[self.rows(n, len(self.letters))]
-        kinds = torch.stack([flipped, glued, letter, clouds*(self.rows(n, 4) > 0)[:, None, None],
+        kinds = torch.stack([flipped, glued, letter, blots*(self.rows(n, 4) > 0)[:, None, None],
                              letter])
         colours = PALETTE[self.x.attributes[self.rows(n, len(self.x)), 1:3]]
         other = torch.rand(n, 2, 3, generator=self.generator)*2 - 1
