@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .classifier import AugmentCB, Classifier, HubModel, RandomAffines, train_classifier
 from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .plot import to_pil
-from .tensors import check_one_of, set_seed, whole_number
+from .tensors import check_has, check_one_of, set_seed, whole_number
 from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000017
@@ -310,6 +310,7 @@ class CaptionJudge(HubModel):
 
         `wanted`: what they should show, `(n, 5)` in the order of `ATTRIBUTES`; -1: not said. Also
         `colours`: digit and both colours right; `all`: all that's wanted."""
+        check_has('attributes (n, 5) in a tensor', wanted, 'cpu')
         wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
         if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
             raise ValueError(f"expected ({len(x)}, 5) of ATTRIBUTES, not {wanted.tolist()!s:.50}")

@@ -136,8 +136,7 @@ def load_images(name_or_folder, test_size=0.1):
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
         check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
-        if len(dd['train']) < 2:
-            raise ValueError(f"{name!r:.99} holds {len(dd['train'])} rows: give two or more")
+        whole_number(f'the number of rows in {name!r:.99}', len(dd['train']), 2)
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
@@ -170,8 +169,7 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
     check_one_of('channels', channels, (None, 1, 3))
     bar = tqdm(images, 'decoding', delay=2, leave=False)           # shown after two seconds
     images = [_decode(im, i, size) for i, im in enumerate(bar)]
-    if not images:
-        raise ValueError("no pictures: the split is empty")
+    whole_number('the number of pictures', len(images))
     sizes = sorted({im.size for im in images})
     if len(sizes) > 1:
         raise ValueError(f"pictures of {len(sizes)} different sizes (width x height), among them "
