@@ -58,7 +58,7 @@ class Callback:
                 raise TypeError(f"{cls.__name__}.{name} is no event; did you mean {close}?")
 
 def _in_order(cbs):
-    "Returns the callbacks in the order they run in; raises where one is none, or two clash."
+    "Returns callbacks, one a `TrainCB`, in their order; raises where one is none, or two clash."
     taken = {}
     for cb in cbs:
         name = cb.__name__ if isinstance(cb, type) else type(cb).__name__
@@ -69,7 +69,8 @@ def _in_order(cbs):
             raise ValueError(f"{taken[part]} and {name} clash, each {cb.role or 'the same'}: keep "
                              "one of them")
         taken[part] = name
-    return sorted(cbs, key=lambda cb: cb.order)
+    trains = any(isinstance(cb, TrainCB) for cb in cbs)
+    return sorted(cbs if trains else [*cbs, TrainCB()], key=lambda cb: cb.order)
 
 # %% ../nbs/11_learner.ipynb #00000032
 def describe(x) -> str:
@@ -230,9 +231,7 @@ class Learner(_Loop):
             raise RuntimeError("this learner is in a fit already: try things with learn.trial()")
         n_epochs, lr = whole_number('n_epochs', n_epochs, 0), self.lr if lr is None else lr
         check_number('the learning rate lr', lr, lambda v: v >= 0, '0 or more')
-        cbs = [*self.cbs, *cbs]
-        trains = any(isinstance(cb, TrainCB) for cb in cbs)
-        self.active = _in_order(cbs if trains else [*cbs, TrainCB()])
+        self.active = _in_order([*self.cbs, *cbs])
         self.calls = {event: [(cb, event, getattr(cb, event)) for cb in self.active
                               if callable(getattr(cb, event, None))] for event in EVENTS}
         self.passes = [True]*bool(train) + [False]*bool(valid and self.dls.valid is not None)

@@ -56,7 +56,7 @@ class FeatureStats:
 
     def merge(self, other):
         "Take in all that `other`, of another process say, has seen; returns the statistics."
-        check_has('FeatureStats', other, 'scatter')
+        check_has('FeatureStats', other, 'merge')
         return self._join(other.n, other.mean, other.scatter) if other.n else self
 
     def _join(self, m, mean, scatter):

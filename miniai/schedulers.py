@@ -29,8 +29,7 @@ def make_betas(schedule, n, start=1e-4, end=0.02) -> torch.Tensor:
     whole_number('num_train_timesteps', n, 1, 1_000_000)
     check_number('beta_start', start, lambda v: 0 < v < 1, 'more than 0 and less than 1')
     check_number('beta_end', end, lambda v: start <= v < 1, f'from {start} (beta_start) to below 1')
-    known = 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'cosine'
-    check_one_of('beta_schedule', schedule, known)
+    check_one_of('beta_schedule', schedule, 'linear scaled_linear squaredcos_cap_v2 cosine'.split())
     if schedule == 'linear':
         return torch.linspace(start, end, n)
     if schedule == 'scaled_linear':
