@@ -169,7 +169,8 @@ def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
     check_one_of('channels', channels, (None, 1, 3))
     bar = tqdm(images, 'decoding', delay=2, leave=False)           # shown after two seconds
     images = [_decode(im, i, size) for i, im in enumerate(bar)]
-    whole_number('the number of pictures', len(images))
+    if not images:
+        raise ValueError("no pictures: the split is empty")
     sizes = sorted({im.size for im in images})
     if len(sizes) > 1:
         raise ValueError(f"pictures of {len(sizes)} different sizes (width x height), among them "

@@ -24,6 +24,7 @@ from .clip import CLIP
 from .data import images_to_tensor
 from .diffusion import noise_settings, sample, warn_of_0_to_1
 from .guidance import Guidance
+from .learner import describe
 from .plot import to_pil
 from .samplers import DPMSolverScheduler
 from .schedulers import randn
@@ -199,7 +200,7 @@ class TextToImagePipeline:
             given = callback(self, i, t, told)
             given = told if given is None else given
             if not isinstance(given, dict) or given.keys() - told.keys():
-                raise TypeError(f"callback_on_step_end may return other latents, not {given!r:.60}")
+                raise TypeError(f"callback_on_step_end may give 'latents', not {describe(given)}")
             latents = given.get('latents', x)
             if latents is not x:
                 check_one_of('the shape of latents', latents.shape, [x.shape])

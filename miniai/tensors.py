@@ -86,15 +86,16 @@ def check_has(expected, value, method):
         raise TypeError(f"expected {expected}, but got {kind}")
 
 # %% ../nbs/01_tensors.ipynb #0000004d
-def check_pictures(*xs, most=20., wait=True):
-    """Raises `ValueError` where pictures go far beyond [-1, 1], to more than `most`, or hold NaN.
+def check_pictures(*xs, most=None, wait=True):
+    """Raises `ValueError` for pictures beyond +-`most`, or, without it, in 0..255; and for NaN.
 
     Raises `TypeError` unless each of `xs` is a tensor of floats. A GPU has to wait for the answer:
     with `wait=False` it isn't asked."""
     check_floats(*xs)
     asked = [x for x in xs if x.numel() and (wait or x.device.type == 'cpu')]
     for low, high in (x.aminmax() for x in asked):
-        if not -most <= low <= high <= most:                            # NaN isn't either
+        # (far out on both sides is a network's answer, to be judged; NaN is refused in any case)
+        if not (-most <= low <= high <= most if most else low < -1 or high <= 10):
             raise ValueError(f"pictures must be in [-1, 1], but these run from {low:.4g} to "
                              f"{high:.4g}: divide bytes by 127.5 and subtract 1, or clip")
 
