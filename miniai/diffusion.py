@@ -51,7 +51,7 @@ class DiffusionCB(Callback):
     `trained_by` becomes what the noise was. Raises `ValueError` where the model has no such
     classes, or would never be told those it has, or pictures are far outside [-1, 1]; warns where
     the first of them hold no negative number."""
-    order, role = -50, 'adds noise'
+    order, role, seen = -50, 'adds noise', False
 
     def __init__(self, scheduler, cond_drop=None):
         check_has('a scheduler of this library', scheduler, 'noisy')
@@ -75,8 +75,9 @@ class DiffusionCB(Callback):
         if learn.i == 0 and not x0.square().mean() <= 36:   # only once an epoch: a GPU has to wait
             raise ValueError("pictures must be about in [-1, 1], latents of about unit standard "
                              f"deviation, but these run from {x0.min():.4g} to {x0.max():.4g}")
-        if learn.i == learn.n_steps == 0 and learn.training:
+        if learn.training and not self.seen:               # of all pictures, the first batch
             warn_of_0_to_1(x0)
+            self.seen = True
         t, noise = stratified_times(len(x0), len(self.scheduler), x0.device), torch.randn_like(x0)
         told = () if self.cond_drop is None else (self._classes(learn, learn.batch[1]),)
         inputs = self.scheduler.noisy(x0, noise, t), t, *told
