@@ -101,10 +101,9 @@ def _context(c, num_classes, name):
         raise TypeError(f"{name} must be whole numbers, the classes, but is {c.dtype}")
     if c.ndim > 1:
         raise ValueError(f"{name} must be one class or one each, but has shape {tuple(c.shape)}")
-    least = num_classes - (name == 'cond')           # of 'no class' alone there is nothing to draw
-    if c.numel() == 0 or c.min() < 0 or c.min() > least or c.max() > num_classes:
+    if c.numel() == 0 or c.min() < 0 or c.max() > num_classes:
         raise ValueError(f"{name} must hold classes from 0 to {num_classes - 1}, or {num_classes} "
-                         f"for none (some of cond), but is {c.tolist()}")
+                         f"for none, but is {c.tolist()}")
     return c.long()
 
 def _for_each(c, x, name):

@@ -643,7 +643,6 @@ REFUSED = dict(
          lambda s: Guidance(s.cnet, 1, interval=(NAN, 5))),
         ('a number as interval', INPUT, 'interval', lambda s: AutoGuidance(s.net, s.net, 2., 500)),
         ('no class', INPUT, 'cond', lambda s: Guidance(s.cnet, None)),
-        ("'no class' for all", ValueError, 'cond', lambda s: Guidance(s.cnet, 3)),
         ('a guided model once more', ValueError, 'context',
          lambda s: Guidance(Guidance(s.cnet, 1), 2)),
         ('a share of NaN', ValueError, 'cond_drop', lambda s: DiffusionCB(DDPMScheduler(), NAN)),
