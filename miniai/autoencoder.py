@@ -18,7 +18,7 @@ from .callbacks import EMACB, GradClipCB, MetricsCB, ScheduleCB
 from .classifier import HubModel
 from .conv import ResBlock, norm
 from .learner import Callback, DeviceCB, Learner, describe
-from .tensors import check_number, whole_number
+from .tensors import check_has, check_number, check_pictures, whole_number
 
 # %% ../nbs/31_autoencoder.ipynb #00000015
 def _levels(in_channels, widths, n_blocks, patch):
@@ -77,6 +77,7 @@ class Autoencoder(HubModel):
     def forward(self, x): return self.decode(self.encode(x))
 
     def _check(self, x):
+        check_pictures(x, most=1.001)
         c, f, shape = self.in_channels, self.factor, tuple(x.shape)
         if x.ndim != 4 or shape[1] != c:
             raise ValueError(f"this autoencoder takes pictures (n, {c}, h, w), but got {shape}: "
@@ -84,9 +85,6 @@ class Autoencoder(HubModel):
         if shape[2] % f or shape[3] % f or 0 in shape[2:]:
             raise ValueError(f"height and width must be multiples of {f}, but the pictures are "
                              f"{shape[2]}x{shape[3]}: resize or pad them")
-        if x.numel() and not x.abs().max() <= 1.001:                       # NaN isn't either
-            raise ValueError(f"pictures must be in [-1, 1], but these run from {x.min():.4g} to "
-                             f"{x.max():.4g}: divide bytes by 127.5 and subtract 1, or clip")
 
     def calibrate(self, x):
         """Sets `scaling_factor`, in the config too, by the pictures `x`; returns the model.
@@ -113,6 +111,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     "Returns the peak signal-to-noise ratio of pictures in [-1, 1] in dB, over all of them."
     if a.shape != b.shape:
         raise ValueError(f"pictures {tuple(a.shape)} can't be compared with {tuple(b.shape)}")
+    check_pictures(a, b)
     mse = F.mse_loss(a.float(), b.float()).item()
     return 10*math.log10(4/mse) if mse else math.inf
 
@@ -155,6 +154,7 @@ class RandomBatches:
     processor (default: PyTorch's global one). Raises `ValueError` where there's nothing to draw.
     """
     def __init__(self, x, y, batch_size=64, n_batches=100, generator=None):
+        check_has('targets in a tensor, torch.tensor(targets)', y, 'shape')
         if not len(x) or len(x) != len(y):
             raise ValueError(f"expected as many targets as pictures and at least one, but there "
                              f"are {len(x)} pictures and {len(y)} targets")

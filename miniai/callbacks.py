@@ -24,6 +24,7 @@ from .tensors import check_has, check_number, check_one_of, whole_number
 def accuracy(preds, targets):
     "Returns the share of rows whose largest score `preds` `(n, classes)` is the right class."
     whole_number('the number of scores in a row', preds[0].numel(), 2)
+    check_one_of('the shape of labels', tuple(targets.shape), [(len(preds),), (len(preds), 1)])
     return (preds.argmax(1) == targets.view(len(preds))).float().mean()     # no broadcasting
 
 def _has_state(metric): return hasattr(metric, 'update') and hasattr(metric, 'compute')
@@ -44,9 +45,8 @@ class MetricsCB(Callback):
         if len(names) < len(metrics) + len(named):
             raise ValueError(f"metrics need names of their own, as keywords: {[*self.metrics]}")
         for k, m in self.metrics.items():
-            if not callable(m) and not _has_state(m):
-                raise TypeError(f"metric {k!r} is a {type(m).__name__}: expected a function, "
-                                "or an object with update, compute and reset")
+            check_has(f"for metric {k!r} a function, or an object with update, compute and reset",
+                      m, 'reset' if _has_state(m) else '__call__')
 
     def before_fit(self, learn): learn.history = []
 
@@ -252,7 +252,8 @@ class _Sweep(Callback):
     "Raises the learning rate by a constant factor each step, until the loss leaves its range."
     order, role = 70, 'sets the learning rate'
 
-    def __init__(self, lrs): self.lrs, self.losses = lrs, []
+    # the first tenth may be low by luck: rates that small change nothing
+    def __init__(self, lrs): self.lrs, self.losses, self.first = lrs, [], len(lrs)//10
 
     def before_step(self, learn):
         for g in learn.opt.param_groups:
@@ -261,7 +262,7 @@ class _Sweep(Callback):
     def after_loss(self, learn):
         loss = learn.loss.item()
         smooth = 0.8*self.losses[-1] + 0.2*loss if self.losses else loss
-        good = smooth <= 4*min(self.losses, default=math.inf) and math.isfinite(smooth)
+        good = math.isfinite(smooth) and smooth <= 4*min(self.losses[self.first:], default=math.inf)
         if not good or len(self.losses) == len(self.lrs):
             raise CancelFit
         self.losses.append(smooth)
@@ -277,12 +278,13 @@ def lr_find(learn, low=1e-6, high=10., n_steps=100):
     sweep = _Sweep([low*(high/low)**(i/max(1, n_steps - 1)) for i in range(n_steps)])
     with rng_kept(learn.dls):
         learn.trial(cbs=[sweep]).fit(n_steps, lr=low, valid=False)
-    losses = sweep.losses
-    good = losses.index(min(losses)) if losses else 0      # behind it the loss only explodes
-    if good < 4:
-        raise ValueError(f"the loss fell in only {good} of {n_steps=}: take more, or a smaller low")
-    falls = [losses[i - 2] - losses[i + 2] for i in range(2, good - 1)]
-    suggestion = sweep.lrs[2 + falls.index(max(falls))]
+    losses, first = sweep.losses, sweep.first
+    # behind the lowest the loss only explodes
+    good = losses.index(min(losses[first:]), first) if losses[first:] else first
+    if (fell := good - first) < 4:
+        raise ValueError(f"the loss fell in only {fell} of {n_steps=}: take more, or a smaller low")
+    falls = [losses[i - 2] - losses[i + 2] for i in range(first + 2, good - 1)]
+    suggestion = sweep.lrs[first + 2 + falls.index(max(falls))]
     return SimpleNamespace(lrs=sweep.lrs[:len(losses)], losses=losses, suggestion=suggestion)
 
 # %% ../nbs/12_callbacks.ipynb #00000032

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .classifier import AugmentCB, Classifier, HubModel, RandomAffines, train_classifier
 from .data import DataLoaders, TensorLoader, held_out_split, images_to_tensor, load_images
 from .plot import to_pil
-from .tensors import check_one_of, set_seed, whole_number
+from .tensors import check_has, check_one_of, set_seed, whole_number
 from .threads import Threads
 
 # %% ../nbs/30_captions.ipynb #00000017
@@ -296,8 +296,7 @@ class CaptionJudge(HubModel):
         if len(x) > batch_size:
             with Threads(x.device) as run:
                 return torch.cat([run(self, o, batch_size) for o in x.split(batch_size)])
-        colours = measure_colours(x)
-        ink, paper = (torch.cdist(c, PALETTE.to(c)).argmin(1) for c in colours)
+        ink, paper = (torch.cdist(c, PALETTE.to(c)).argmin(1) for c in measure_colours(x))
         m = ink_map(x)
         clear = (2*m - 0.5).clamp(0, 1)             # faint specks are paper
         digit = self.digits(F.adaptive_avg_pool2d(m[:, None]*2 - 1, self.size)).argmax(1)
@@ -310,12 +309,12 @@ class CaptionJudge(HubModel):
 
         `wanted`: what they should show, `(n, 5)` in the order of `ATTRIBUTES`; -1: not said. Also
         `colours`: digit and both colours right; `all`: all that's wanted."""
+        check_has('attributes (n, 5) in a tensor', wanted, 'cpu')
         wanted, most = wanted.cpu(), torch.tensor([*map(len, ATTRIBUTES.values())])
         if wanted.shape != (len(x), 5) or not ((wanted >= -1) & (wanted < most)).all():
             raise ValueError(f"expected ({len(x)}, 5) of ATTRIBUTES, not {wanted.tolist()!s:.50}")
-        said = wanted != -1
-        ok = (self(x).cpu() == wanted) | ~said
-        right = {name: ok[said[:, i], i] for i, name in enumerate(ATTRIBUTES)}
+        ok = (self(x).cpu() == wanted) | (wanted == -1)
+        right = {name: ok[wanted[:, i] != -1, i] for i, name in enumerate(ATTRIBUTES)}
         right |= dict(colours=ok[:, :3].all(1), all=ok.all(1))
         return {name: v.float().mean().item() for name, v in right.items()}
 

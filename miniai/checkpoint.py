@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -79,19 +79,21 @@ def _unlock(lock):
 # %% ../nbs/16_checkpoint.ipynb #0000001a
 _MARK = b'miniai checkpoint 2\n'
 
+def _pack(state, where='') -> bytes:
+    torch.save(state, buffer := io.BytesIO())
+    try:
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception as e:
+        raise TypeError(f"{where}a checkpoint holds tensors, numbers, strings, lists, tuples and "
+                        f"dicts only: {str(e).splitlines()[0][:150]}") from None
+    return buffer.getvalue()
+
 def save_state(path, state: dict):
     """Writes `state` (tensors, numbers, strings, lists, tuples and dicts of them) to `path`.
 
     The file holds our mark, a SHA-256 checksum, and what `torch.save` makes of the state.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    try:
-        torch.load(io.BytesIO(data), weights_only=True)
-    except Exception as e:
-        raise TypeError(f"a checkpoint holds tensors, numbers, strings, lists, tuples and dicts "
-                        f"only: {str(e).splitlines()[0][:200]}") from None
+    data = _pack(state)
     with atomic_write(path) as f:
         f.write(_MARK + hashlib.sha256(data).digest() + data)
 
@@ -201,6 +203,10 @@ class CheckpointCB(Callback):
                 raise OSError(f"can't write checkpoints to the folder {str(self.folder)!r} "
                               f"({e.strerror}): give another") from e
         self.given = _given(learn)
+        for name, cb in _stateful(learn.active).items():      # now, not after the first epochs
+            with suppress(AttributeError, LookupError):       # what a step makes isn't there yet
+                for key, value in cb.state_dict(learn).items():
+                    _pack(value, f"{key!r} in the state of {name}: ")
         there = checkpoints(self.folder)
         if there and self.resume:
             self._load(learn, there[-1])

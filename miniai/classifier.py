@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .callbacks import MetricsCB, ScheduleCB, accuracy
-from .learner import Callback, CancelFit, DeviceCB, Learner
-from .tensors import check_finite, check_has, check_number, whole_number
+from .learner import Callback, CancelFit, DeviceCB, Learner, describe
+from .tensors import check_finite, check_has, check_number, check_pictures, whole_number
 
 # %% ../nbs/15_classifier.ipynb #00000034
 def _plain(name, value, like):
@@ -73,6 +73,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
 
     def keep(self, **settings):
         "Changes settings that are attributes, also as they're saved; returns the model."
+        if new := {*settings} - (vars(self).keys() & type(self).__signature__.parameters.keys()):
+            raise TypeError(f"{type(self).__name__} has no settings {new} that can be changed")
         vars(self).update(settings)
         self._hub_mixin_config |= settings
         return self
@@ -123,6 +125,7 @@ class Classifier(HubModel):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(n_features, num_classes))
 
     def features(self, x):
+        check_pictures(x, wait=False)
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 8:
             raise ValueError(f"this classifier takes pictures (n, {self.in_channels}, h, w) "
                              f"of at least 8x8, but got {tuple(x.shape)}")
@@ -140,7 +143,9 @@ def train_classifier(dls, num_classes=10, n_epochs=None, lr=4e-3, cbs=(), device
     """
     check_has("DataLoaders of tensors, as from_dataset makes", dls.train, 'tensors')
     x, y = dls.train.tensors
-    if not isinstance(y, torch.Tensor) or y.min() < 0 or y.max() >= num_classes:
+    if not isinstance(y, torch.Tensor) or y.ndim != 1:
+        raise TypeError(f"labels must be a tensor of classes (n,), but are {describe(y)}")
+    if y.min() < 0 or y.max() >= num_classes:
         raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, "
                          f"but they run from {min(y)} to {max(y)}")
     n_epochs = max(3, round(26_000/len(x))) if n_epochs is None else n_epochs
@@ -177,6 +182,7 @@ class RandomAffines:
     or larger by up to the share `scale`, slanted by up to `shear` degrees.
     """
     def __init__(self, degrees=15., shift=0.1, scale=0.15, shear=10.):
+        check_number('shift', shift, lambda v: 0 <= v < 1, 'a share, at least 0 and below 1')
         check_number('scale', scale, lambda v: 0 <= v < 1, 'at least 0 and below 1')
         self.ranges = degrees, shift, shift, scale, shear
 
@@ -196,14 +202,16 @@ class AugmentCB(Callback):
     order = -80   # once the batch is on its device
 
     def __init__(self, transform=None, batched=False):
-        self.transform, self.batched = transform or RandomAffines(), batched or transform is None
+        self.transform = transform or RandomAffines()
+        self.batched = batched or isinstance(self.transform, RandomAffines)
 
     def before_batch(self, learn):
         if not learn.training:
             return
         x, *rest = learn.batch
-        x = self.transform(x) if self.batched else torch.stack([self.transform(o) for o in x])
-        learn.batch = x, *rest
+        new = [self.transform(x)] if self.batched else [self.transform(o) for o in x]
+        check_pictures(*new, wait=False)
+        learn.batch = new[0] if self.batched else torch.stack(new), *rest
 
 class EarlyStopCB(Callback):
     """Ends the fit after `patience` epochs without a better validation loss; keeps the best.

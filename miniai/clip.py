@@ -24,7 +24,7 @@ from .classifier import HubModel
 from .conv import ResBlock, norm
 from .data import DataLoaders
 from .learner import DeviceCB, Learner
-from .tensors import default_device, set_seed, whole_number
+from .tensors import check_pictures, default_device, set_seed, whole_number
 
 # %% ../nbs/34_clip.ipynb #0000001c
 _SAME = dict(red='crimson', magenta='purple violet', cyan='turquoise', number='numeral',
@@ -50,6 +50,7 @@ class Tokenizer:
     @classmethod
     def from_texts(cls, texts, length=None, synonyms=SYNONYMS):
         "A tokenizer of the words in `texts` that say something; `length`: default, all fit."
+        texts = [texts] if isinstance(texts, str) else texts
         texts = [re.findall(r'\w+', text.lower()) for text in texts]
         texts = [[w for w in words if synonyms.get(w, w)] for words in texts]
         return cls(sorted(set().union(*texts)), length or max(map(len, texts)) + 1, synonyms)
@@ -196,7 +197,8 @@ class CLIP(HubModel):
 
     def encode_image(self, x):
         "Embeddings of unit length, `(n, dim)`, of pictures `(n, 3, 32, 32)`."
-        if x.ndim != 4 or x.shape[1:] != (3, 32, 32):
+        check_pictures(x, wait=False)
+        if x.shape[1:] != (3, 32, 32):
             raise ValueError(f"this model takes pictures (n, 3, 32, 32), but got {tuple(x.shape)}")
         return F.normalize(self.picture(x), dim=-1)
 

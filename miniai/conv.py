@@ -12,15 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .tensors import check_floats, whole_number
+
 # %% ../nbs/13_convolution.ipynb #00000029
 def unfold(x, kernel: int, stride: int = 1, padding: int = 0) -> torch.Tensor:
     """Returns each window of pictures `(n, c, h, w)` as a column, `(n, c*kernel*kernel, windows)`.
 
     Raises `ValueError` where no window fits.
     """
-    x = F.pad(x, [padding]*4)
+    whole_number('stride', stride)
+    x = F.pad(x, [whole_number('padding', padding, 0)]*4)
     n, c, h, w = x.shape
-    if min(kernel, stride, padding + 1) < 1 or kernel > min(h, w):
+    if not 1 <= kernel <= min(h, w):
         raise ValueError(f"a {kernel}x{kernel} window at stride {stride} doesn't fit into {h}x{w} "
                          "(padding included): use a smaller kernel or more padding")
     ho, wo = (h - kernel)//stride + 1, (w - kernel)//stride + 1
@@ -45,9 +48,10 @@ def conv2d(x, weight, bias=None, stride: int = 1, padding: int = 0) -> torch.Ten
     """
     _check(x, weight, weight.shape[1])
     k = weight.shape[-1]
-    ho, wo = ((s + 2*padding - k)//stride + 1 for s in x.shape[2:])
     out = weight.flatten(1) @ unfold(x, k, stride, padding)
+    ho, wo = ((s + 2*padding - k)//stride + 1 for s in x.shape[2:])
     if bias is not None:
+        check_floats(bias)
         out = out + bias.view(len(weight), 1)
     return out.view(len(x), -1, ho, wo)
 
@@ -59,13 +63,14 @@ def conv_transpose2d(y, weight, stride: int = 1, padding: int = 0) -> torch.Tens
     become `(h - 1)*stride + k - 2*padding`.
     """
     _check(y, weight, weight.shape[0])
+    whole_number('stride', stride)
     k, (h, w) = weight.shape[-1], ((s - 1)*stride + 1 for s in y.shape[2:])
     out = y.new_zeros(len(y), weight.shape[1], h + k - 1, w + k - 1)
     for i in range(k):
         for j in range(k):
             stamps = torch.einsum('nihw,io->nohw', y, weight[:, :, i, j])
             out[:, :, i:i + h:stride, j:j + w:stride] += stamps
-    if not 0 <= 2*padding < min(out.shape[2:]):
+    if not 0 <= 2*whole_number('padding', padding, 0) < min(out.shape[2:]):
         raise ValueError(f"padding {padding} leaves nothing of {tuple(out.shape[2:])}: use less")
     return out[:, :, padding:out.shape[2] - padding, padding:out.shape[3] - padding]
 

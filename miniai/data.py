@@ -136,8 +136,7 @@ def load_images(name_or_folder, test_size=0.1):
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
         check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
-        if len(dd['train']) < 2:
-            raise ValueError(f"{name!r:.99} holds {len(dd['train'])} rows: give two or more")
+        whole_number(f'the number of rows in {name!r:.99}', len(dd['train']), 2)
         dd = dd['train'].train_test_split(test_size=test_size, seed=0)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))

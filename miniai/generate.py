@@ -79,7 +79,8 @@ def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, im
     if not pipe.clip.tokenizer.split(prompt):
         raise ValueError("the prompt is empty: say what to draw, like 'a red seven on yellow'")
     image_, mask_ = _shrink(*given, pipe.unet.sample_size*pipe.vae.factor)
-    strength = (0.8 if mask is None else 1.) if strength is None else strength
+    if image and strength is None:
+        strength = 0.8 if mask is None else 1.
     frames, generator = [], torch.Generator().manual_seed(seed)
     x = pipe(prompt, negative, guidance_scale, steps, generator, n, image_, strength, mask_,
              _frames(frames, pipe) if steps_gif else None, 'pt').images*2 - 1

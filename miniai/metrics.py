@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
-from .tensors import check_finite, check_floats, whole_number
+from .tensors import check_finite, check_floats, check_has, whole_number
 from .threads import Threads
 
 # %% ../nbs/24_metrics.ipynb #00000025
@@ -56,6 +56,7 @@ class FeatureStats:
 
     def merge(self, other):
         "Take in all that `other`, of another process say, has seen; returns the statistics."
+        check_has('FeatureStats', other, 'merge')
         return self._join(other.n, other.mean, other.scatter) if other.n else self
 
     def _join(self, m, mean, scatter):
@@ -151,6 +152,7 @@ def with_floor(metric, new, real, n, draws=20, generator=None) -> tuple:
     `new` and `real` are features or pictures; `new` must hold none of `real`. Returns two tensors
     `(draws, ...)`: take their mean and std. Where `n` is all of `new`, its spread is only the
     reference's. Raises `ValueError` if `n` is more than there are."""
+    check_has('a metric(reference, rows)', metric, '__call__')
     if not 0 < n <= len(new) or n >= len(real):
         raise ValueError(f"can't draw {n} of {len(new)} new rows and of {len(real)} real ones with "
                          "a reference left over: expected a smaller n, of at least 1")
@@ -206,7 +208,9 @@ class ImageEval:
     FID of as many as are held out, among all real pictures; for precision and recall of half as
     many, among the held-out ones."""
     def __init__(self, features, train, held_out, name='pixels', keep=2000):
-        self.features, self.name, self.keep = features or nn.Flatten().eval(), name, keep
+        features = nn.Flatten().eval() if features is None else features
+        check_has('features(pictures), then train and held_out', features, '__call__')
+        self.features, self.name, self.keep = features, name, keep
         self.train, self.held_out, self.threads = train, held_out, Threads(train.device)
         self.f_train = self._see(train, 'training pictures', 8)
         self.f_held = self._see(held_out, 'held-out pictures', 8)

@@ -8,7 +8,7 @@ __all__ = ['orthogonalize', 'fast_bf16', 'Muon']
 # %% ../nbs/32_muon.ipynb #00000002
 import torch
 
-from .tensors import whole_number
+from .tensors import check_one_of, whole_number
 
 # %% ../nbs/32_muon.ipynb #00000013
 def orthogonalize(g: torch.Tensor, steps: int = 4, dtype=None) -> torch.Tensor:
@@ -17,6 +17,7 @@ def orthogonalize(g: torch.Tensor, steps: int = 4, dtype=None) -> torch.Tensor:
     By `steps` of a quintic Newton-Schulz iteration (coefficients of Jordan et al. 2024), calculated
     in `dtype` (default: that of `g`). The result is float32, its singular values around 1.
     """
+    check_one_of('the number of axes', g.ndim, (2,))
     x = (g.T if g.shape[0] > g.shape[1] else g).to(dtype or g.dtype)
     x = x/(x.norm() + 1e-7)
     for _ in range(whole_number('steps', steps)):

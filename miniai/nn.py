@@ -19,6 +19,11 @@ class Module:
     "A function with parameters: subclasses write `forward`."
     def __call__(self, *args, **kwargs): return self.forward(*args, **kwargs)
 
+    def __setattr__(self, name, value):
+        if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter | None):
+            raise TypeError(f"{name} is a Parameter, and can't become a {type(value).__name__}")
+        super().__setattr__(name, value)
+
     def forward(self, *args, **kwargs):
         raise NotImplementedError(f"{type(self).__name__} needs a `forward` method")
 
@@ -76,9 +81,9 @@ class Sequential(Module):
     "Layers, one after another."
     def __init__(self, *layers):
         for layer in layers:
-            if isinstance(layer, type) or not callable(layer):
-                name = getattr(layer, '__name__', f'a {type(layer).__name__}')
-                raise TypeError(f"Sequential takes layers one by one, such as ReLU(), not {name}")
+            kind = layer if isinstance(layer, type) else type(layer)
+            if kind is layer or not callable(layer) or kind.__module__.startswith('torch'):
+                raise TypeError(f"Sequential takes layers one by one, such as ReLU(), not {kind}")
         self.layers = list(layers)
     def forward(self, x):
         for layer in self.layers:

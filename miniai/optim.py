@@ -28,8 +28,8 @@ class Optimizer:
             raise ValueError("no parameters to optimize (an iterator gives its items only once)")
         for p in self.params:
             if not isinstance(p, Parameter):
-                raise TypeError(f"an optimizer takes Parameters, not {type(p).__name__}: "
-                                "give it model.parameters()")
+                raise TypeError(f"an optimizer takes Parameters of miniai.nn, not {type(p)}: give "
+                                "it model.parameters()")
         check_number('the learning rate', lr, lambda v: v > 0, 'above 0 and finite')
         self.states = [{} for _ in self.params]
 

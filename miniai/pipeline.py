@@ -22,8 +22,9 @@ from .autoencoder import VAE
 from .classifier import hub_folder
 from .clip import CLIP
 from .data import images_to_tensor
-from .diffusion import sample
+from .diffusion import noise_settings, sample, warn_of_0_to_1
 from .guidance import Guidance
+from .learner import describe
 from .plot import to_pil
 from .samplers import DPMSolverScheduler
 from .schedulers import randn
@@ -35,10 +36,14 @@ class Inpaint(nn.Module):
     """A model `(x, t)` that answers the truth where the picture is known.
 
     `known`: the clean picture `(n, c, h, w)`; `mask` `(n or 1, 1, h, w)`, more than 0 where `model`
-    is to draw. Elsewhere it gives the answer that leads to `known`, whichever the sampler."""
+    is to draw. Elsewhere it gives the answer that leads to `known`, whichever the sampler, of the
+    noise that `scheduler` adds."""
     def __init__(self, model, scheduler, known, mask):
         super().__init__()
         check_has("one of miniai's schedulers, which know the answer", scheduler, 'target')
+        fitting = [(n, 1, *known.shape[2:]) for n in (1, len(known))]
+        check_one_of('the shape of mask', tuple(mask.shape), fitting)
+        self.trained_by = noise_settings(scheduler)         # by which `sample` compares
         self.model, self.scheduler, self.known, self.mask = model, scheduler, known, mask
 
     def forward(self, x, t):
@@ -120,21 +125,24 @@ class TextToImagePipeline:
 
     @torch.no_grad()
     def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
-                 generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
-                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.5,
-                 guidance_interval=(100, 900)):
+                 generator=None, num_images_per_prompt=1, image=None, strength=None,
+                 mask_image=None, callback_on_step_end=None, output_type='pil',
+                 guidance_rescale=0.5, guidance_interval=(100, 900)):
         """Returns an object whose `.images` are pictures of `prompt`, a sentence or a list of them.
 
         `negative_prompt`: what to steer away from, one for all or one each. `guidance_scale`: how
         decidedly (1: no guidance); `guidance_rescale`, `guidance_interval`: as `rescale` and
         `interval` of `Guidance`. `generator`: a `torch.Generator` or a list, one for each picture.
         `image`: a picture to start from, or one each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]);
-        `strength`, 0 to 1, how much of it is drawn anew. `mask_image` (PIL, or a tensor `(h, w)` in
-        [0, 1]): white where to draw, the rest stays as in `image`. `callback_on_step_end(pipe, i,
-        t, dict(latents=..., pred_original_sample=...))` may return a dict with other `latents`.
+        `strength`, 0 to 1, how much of it is drawn anew (default: 0.8). `mask_image` (PIL, or a
+        tensor `(h, w)` in [0, 1]): white where to draw, the rest stays as in `image`.
+        `callback_on_step_end(pipe, i, t, dict(latents=..., pred_original_sample=...))` may return
+        a dict with other `latents`.
         `output_type`: 'pil', 'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'.
         Raises `ValueError` for unknown words, and for numbers out of their range."""
         _check_call(guidance_scale, strength, output_type, generator, image, mask_image)
+        strength = 0.8 if strength is None else strength
+        check_number('strength', strength, lambda v: 0 <= v <= 1, 'from 0 to 1')
         if getattr(self.scheduler.config, 'clip_sample', False):
             raise ValueError("latents go beyond 1: make the scheduler with clip_sample=False")
         prompts, negative = _texts(prompt, negative_prompt, num_images_per_prompt)
@@ -175,7 +183,8 @@ class TextToImagePipeline:
     def _start(self, n_steps, x0, strength, n, generator):
         "The scheduler, with the times to visit in `timesteps`, and the latents to start from."
         n_steps = whole_number('num_inference_steps', n_steps)
-        skip = 0 if x0 is None else n_steps - int(n_steps*strength)
+        # (1e-6: 100 steps times 0.29 is 28.999...; and where it's drawn anew, a step at least)
+        skip = 0 if x0 is None else n_steps - max(int(n_steps*strength + 1e-6), strength > 0)
         scheduler = _Late(self.scheduler, skip)
         scheduler.set_timesteps(n_steps)
         like, side = self.unet.stem.weight, self.unet.sample_size
@@ -188,8 +197,13 @@ class TextToImagePipeline:
     def _tell(self, callback, i, t, x, guess):
         if callback:
             told = dict(latents=x, pred_original_sample=guess)
-            latents = (callback(self, i, t, told) or told).get('latents', x)
+            given = callback(self, i, t, told)
+            given = told if given is None else given
+            if not isinstance(given, dict) or given.keys() - told.keys():
+                raise TypeError(f"callback_on_step_end may give 'latents', not {describe(given)}")
+            latents = given.get('latents', x)
             if latents is not x:
+                check_one_of('the shape of latents', latents.shape, [x.shape])
                 x.copy_(latents)                    # the next step starts from it
 
     def _finish(self, z, x0, mask, output_type):
@@ -205,10 +219,9 @@ class TextToImagePipeline:
 # %% ../nbs/36_edit.ipynb #0000002e
 def _check_call(scale, strength, output_type, generator, image, mask):
     check_number('guidance_scale', scale, lambda v: v >= 0, '0 or more')
-    check_number('strength', strength, lambda v: 0 <= v <= 1, 'from 0 to 1')
     check_one_of('output_type', output_type, ('pil', 'pt', 'np', 'latent'))
-    if mask is not None and image is None:
-        raise ValueError("a mask says where to draw in a picture: give image too")
+    if image is None and (mask is not None or strength is not None):
+        raise ValueError("mask and strength are for a picture to start from: give image too")
     for g in _as_list(generator):
         check_has('a torch.Generator', g, 'manual_seed')
     for picture in [*_as_list(image), *_as_list(mask)]:
@@ -245,4 +258,6 @@ def _to_tensor(image, side, channels):
     if x.shape != (len(x), channels, side, side) or not len(x) or not x.abs().max() <= 1.001:
         raise ValueError(f"expected pictures (n, 3, {side}, {side}) in [-1, 1], a mask ({side}, "
                          f"{side}) in [0, 1], but got {tuple(image.shape)}, or beyond the range")
+    if channels == 3:
+        warn_of_0_to_1(x)
     return x

@@ -22,8 +22,9 @@ def to_pil(x, size=None, value_range=(-1., 1.), background='white') -> Image.Ima
     """`x` as a PIL picture, grey (mode L) or RGB: the one way from numbers and files to pictures.
 
     `x`: an array or tensor `(h, w)`, `(1, h, w)` or `(3, h, w)` of floats in `value_range` (others
-    are clipped), of whole numbers from 0 to 255, of `uint16` or of truth values; or a PIL picture
-    of any mode. `size`: resize smoothly until the longer side has this many pixels.
+    are clipped, those far above refused), of whole numbers from 0 to 255, of `uint16` or of truth
+    values; or a PIL picture of any mode. `size`: resize smoothly until the longer side has this
+    many pixels.
 
     Of a PIL picture, what is transparent shows `background`, and what is grey stays grey. White is
     65535 in the modes `I;16`; in mode `I` it's 255, or 65535 where a value exceeds 255; in mode `F`
@@ -43,6 +44,8 @@ def _at_least_1(**numbers):
             raise ValueError(f"{name} is {n}, expected 1 or more")
 
 def _in_bytes(a, lo, hi):
+    if a.min() >= lo and a.max() > hi + 50*(hi - lo):               # all of it would be white
+        raise ValueError(f"floats up to {a.max():.4g} for value_range {lo}, {hi}: scale them")
     return Image.fromarray(((a - lo)/(hi - lo)*255).round().clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/00_plot.ipynb #0000001d

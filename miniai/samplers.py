@@ -8,11 +8,12 @@ __all__ = ['DDIMScheduler', 'karras_sigmas', 'SigmaScheduler', 'EulerScheduler',
 
 # %% ../nbs/25_samplers.ipynb #00000002
 import math
+import warnings
 
 import numpy as np
 import torch
 
-from .schedulers import Scheduler, randn, settings
+from .schedulers import Scheduler, settings
 from .tensors import check_floats, check_number, check_one_of, whole_number
 
 # %% ../nbs/25_samplers.ipynb #00000013
@@ -71,9 +72,7 @@ class DDIMScheduler(Scheduler):
         ct, cm, c0, std, t = self._tables[key][i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
         x = (sample*ct).add_(x0, alpha=c0).add_(model_output, alpha=cm)
-        if std:
-            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
-        return x, x0
+        return self._noised(x, std, generator), x0
 
 # %% ../nbs/25_samplers.ipynb #00000015
 def karras_sigmas(n, sigma_min, sigma_max, rho=7.) -> np.ndarray:
@@ -158,7 +157,7 @@ class EulerScheduler(SigmaScheduler):
         "Write down what `step` and `scale_model_input` multiply with; return the times to visit."
         now = s[:-1]
         self._to_x0, self._up = self._guesses(now), np.zeros(len(ts)) if up is None else up
-        self._scale = self._scalars(1/np.sqrt(now**2 + 1))
+        self._scale, self._scaled = self._scalars(1/np.sqrt(now**2 + 1)), False
         self._jumps = self._scalars(now, np.diff(s) if jumps is None else jumps)
         return ts
 
@@ -169,17 +168,18 @@ class EulerScheduler(SigmaScheduler):
 
     def scale_model_input(self, sample, timestep):
         "What the model knows: x_0 plus noise, scaled to variance 1 as in training."
+        self._scaled = True
         return sample*self._scale[self._find(timestep)][0]
 
     def _step(self, i, model_output, sample, generator):
         "From one noise level to the next."
+        if not self._scaled:
+            warnings.warn("a model sees x only after x = scheduler.scale_model_input(x, t)")
+            self._scaled = True                                  # to say it once
         sigma, jump = self._jumps[i]
         x0 = self._guess(self._to_x0[i], model_output, sample)
         slope = (sample - x0).div_(sigma)                        # the noise, as the model sees it
-        x = self._move(sample, slope, jump, i)
-        if self._up[i]:
-            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=self._up[i])
-        return x, x0
+        return self._noised(self._move(sample, slope, jump, i), self._up[i], generator), x0
 
     def _move(self, sample, slope, jump, i): return (slope*jump).add_(sample)
 
@@ -270,8 +270,7 @@ class DPMSolverScheduler(SigmaScheduler):
     def _prepare(self, ts):
         sigmas = self._sigmas(ts)
         if self.config.use_karras_sigmas:
-            low, high = self._all_sigmas[[0, -1]].tolist()
-            sigmas = karras_sigmas(len(ts), low, high)
+            sigmas = karras_sigmas(len(ts), *self._all_sigmas[[0, -1]].tolist())
             ts = self._times_of(sigmas)
             cosine = self.config.beta_schedule == 'squaredcos_cap_v2'
             ts = (ts if cosine else ts.round()).astype(np.int64)
@@ -321,7 +320,6 @@ class DPMSolverScheduler(SigmaScheduler):
         past = [] if i != self._i or i == 0 else self._past      # another run's don't count
         self._past = [x0, *past][:self.config.solver_order]
         x = sample*self._keep[i]
-        order = min(len(self._past), len(self._weights[i]))
-        for weight, guess in zip(self._weights[i][order - 1], self._past):
+        for weight, guess in zip(self._weights[i][:len(self._past)][-1], self._past):
             x.add_(guess, alpha=weight)
         return x, x0

@@ -12,7 +12,7 @@ import torch
 
 from .data import get_rng, set_rng
 from .learner import Callback, CancelBatch, TrainCB
-from .tensors import check_one_of, to_cpu, to_device, whole_number
+from .tensors import check_has, check_one_of, to_cpu, to_device, whole_number
 
 # %% ../nbs/17_scaling.ipynb #00000016
 class AccumulateCB(Callback):
@@ -165,6 +165,7 @@ class AccelerateCB(TrainCB):
             except ImportError as e:
                 raise ImportError("AccelerateCB needs accelerate: pip install accelerate") from e
             accelerator = Accelerator()
+        check_has('an Accelerator that is made', accelerator, '__dict__')
         self.acc, self.ddp, self.dls = accelerator, None, None
 
     def before_fit(self, learn):

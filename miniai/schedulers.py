@@ -29,8 +29,7 @@ def make_betas(schedule, n, start=1e-4, end=0.02) -> torch.Tensor:
     whole_number('num_train_timesteps', n, 1, 1_000_000)
     check_number('beta_start', start, lambda v: 0 < v < 1, 'more than 0 and less than 1')
     check_number('beta_end', end, lambda v: start <= v < 1, f'from {start} (beta_start) to below 1')
-    known = 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'cosine'
-    check_one_of('beta_schedule', schedule, known)
+    check_one_of('beta_schedule', schedule, 'linear scaled_linear squaredcos_cap_v2 cosine'.split())
     if schedule == 'linear':
         return torch.linspace(start, end, n)
     if schedule == 'scaled_linear':
@@ -172,6 +171,11 @@ class Scheduler:
         x0 = (sample*p).add_(model_output, alpha=q) if p else model_output
         return x0 if self._clip is None else x0.clamp(-self._clip, self._clip)
 
+    @staticmethod
+    def _noised(x, std, generator):
+        "`x` with fresh noise of standard deviation `std` added in place, if there's any."
+        return x.add_(randn(x.shape, generator, x.device, x.dtype), alpha=std) if std else x
+
     # --- which times to visit ---
     def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None):
         """Chooses the times for sampling, falling; they are in `timesteps`.
@@ -232,11 +236,10 @@ class Scheduler:
         Calculates in single precision at least, and returns a tuple of `.prev_sample` and
         `.pred_original_sample` in that of `sample`."""
         check_floats(model_output, sample)
-        i, dtype = self._find(timestep), sample.dtype
-        finer = torch.promote_types(dtype, torch.float32)
+        i, finer = self._find(timestep), torch.promote_types(sample.dtype, torch.float32)
         x, x0 = self._step(i, model_output.to(finer), sample.to(finer), generator, **options)
         self._i = i + 1
-        return SchedulerOutput(x.to(dtype), x0.to(dtype))
+        return SchedulerOutput(x.to(sample.dtype), x0.to(sample.dtype))
 
     # --- saved beside a model, as diffusers does ---
     @classmethod
@@ -300,7 +303,4 @@ class DDPMScheduler(Scheduler):
         "From x_t to the x of the next time (Ho et al. 2020, eq. 7), and the guess at x_0."
         c0, ct, std, t = self._table[i]
         x0 = self._guess(self._to_x0[t], model_output, sample)
-        x = (sample*ct).add_(x0, alpha=c0)
-        if std:
-            x.add_(randn(sample.shape, generator, sample.device, sample.dtype), alpha=std)
-        return x, x0
+        return self._noised((sample*ct).add_(x0, alpha=c0), std, generator), x0

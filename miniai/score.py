@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .learner import Callback
-from .tensors import check_finite, check_floats, check_number, whole_number
+from .tensors import check_finite, check_floats, check_number, check_one_of, whole_number
 
 # %% ../nbs/20_score.ipynb #00000006
 def add_noise(x, s=None, generator=None) -> tuple:
@@ -38,11 +38,14 @@ class Critic(nn.Module):
         def conv(c_in, c_out, stride):
             layer = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
             return layer, nn.BatchNorm2d(c_out), nn.SiLU()
+        self.shape = in_channels, size, size
         self.net = nn.Sequential(*conv(in_channels, a, 1), *conv(a, b, 2), *conv(b, b, 1),
                                  *conv(b, b, 2), nn.Flatten(), nn.Linear(b*(-(-size//4))**2, 64),
                                  nn.SiLU(), nn.Linear(64, n_out))
 
-    def forward(self, x): return self.net(x)
+    def forward(self, x):
+        check_one_of('the shape of a picture', tuple(x.shape[1:]), [self.shape])
+        return self.net(x)
 
 class NoisyCB(Callback):
     """Adds noise to each picture of a batch, by its own random amount.

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['broadcast_shapes', 'whole_number', 'check_number', 'check_one_of', 'check_floats', 'check_finite', 'check_has',
-           'set_seed', 'default_device', 'to_device', 'to_cpu']
+           'check_pictures', 'set_seed', 'default_device', 'to_device', 'to_cpu']
 
 # %% ../nbs/01_tensors.ipynb #00000002
 import math
@@ -84,6 +84,20 @@ def check_has(expected, value, method):
     if isinstance(value, type) or not hasattr(value, method):
         kind = value if isinstance(value, type) else type(value)
         raise TypeError(f"expected {expected}, but got {kind}")
+
+# %% ../nbs/01_tensors.ipynb #0000004d
+def check_pictures(*xs, most=None, wait=True):
+    """Raises `ValueError` for pictures beyond +-`most`, or, without it, in 0..255; and for NaN.
+
+    Raises `TypeError` unless each of `xs` is a tensor of floats. A GPU has to wait for the answer:
+    with `wait=False` it isn't asked."""
+    check_floats(*xs)
+    asked = [x for x in xs if x.numel() and (wait or x.device.type == 'cpu')]
+    for low, high in (x.aminmax() for x in asked):
+        # (far out on both sides is a network's answer, to be judged; NaN is refused in any case)
+        if not (-most <= low <= high <= most if most else low < -1 or high <= 10):
+            raise ValueError(f"pictures must be in [-1, 1], but these run from {low:.4g} to "
+                             f"{high:.4g}: divide bytes by 127.5 and subtract 1, or clip")
 
 # %% ../nbs/01_tensors.ipynb #00000042
 def set_seed(seed=42, deterministic=False):

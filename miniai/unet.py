@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .classifier import HubModel
 from .conv import ResBlock, norm, zero_
+from .tensors import check_floats
 
 # %% ../nbs/22_unet.ipynb #0000000d
 def timestep_embedding(t, dim, max_period=10000.) -> torch.Tensor:
@@ -132,14 +133,15 @@ class UNet(HubModel):
 
     def _check(self, x, t, context):
         factor = self.patch_size*2**(self.levels - 1)
+        check_floats(x)
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"this U-Net takes pictures (n, {self.in_channels}, h, w), but got "
                              f"{tuple(x.shape)}: convert them, or build it with other in_channels")
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"height and width must be multiples of {factor}, but they "
                              f"are {tuple(x.shape[2:])}: resize the pictures or use fewer widths")
-        if t.shape != x.shape[:1]:
-            raise ValueError(f"expected one time for each, ({len(x)},), but got {tuple(t.shape)}")
+        if getattr(t, 'shape', 0) != x.shape[:1]:
+            raise ValueError(f"expected one time for each, ({len(x)},): {getattr(t, 'shape', t)}")
         if context is not None:
             self._check_context(context, len(x))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from miniai.activations import ActivationStats, Hooks, init_kaiming, lsuv, summary
+from miniai.activations import ActivationStats, Hooks, init_kaiming, lsuv, modes_kept, summary
 from miniai.callbacks import EMACB
 from miniai.data import DataLoaders, TensorLoader
 from miniai.learner import EVENTS, Callback, CancelFit, DeviceCB, Learner
@@ -317,3 +317,12 @@ def test_summary_changes_nothing_and_sees_what_callbacks_make_of_a_batch():
     assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state()) and hooks(learn.model) == 0
     assert learn.model.training and not hasattr(learn, 'opt')
+
+
+def test_modes_kept():
+    model = net().eval()
+    model[4].train()
+    with pytest.raises(KeyError), modes_kept(model):
+        model.train()
+        raise KeyError
+    assert [m.training for m in model] == [i == 4 for i in range(6)]

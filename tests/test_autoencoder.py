@@ -73,13 +73,13 @@ def test_forty_eight_times_fewer():
         (torch.zeros(3, 32, 32), r'\(n, 3, h, w\)'),
         (torch.zeros(1, 32, 32, 3), 'in_channels'),
         (torch.full((1, 3, 32, 32), 1.1), r'\[-1, 1\]'),
-        (torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), '127.5'),
+        (torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), 'uint8'),
         (torch.full((1, 3, 32, 32), torch.nan), 'nan'),
     ],
 )
 def test_pictures_that_are_refused(shipped, x, words):
     for call in (shipped.encode, shipped, shipped.moments, A.Autoencoder(**SMALL)):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, TypeError), match=words):
             call(x)
 
 

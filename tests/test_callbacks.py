@@ -53,7 +53,7 @@ def learner(cbs=(), seed=0, lr=0.1, drop=0.2, opt_func=partial(torch.optim.SGD, 
 @pytest.mark.parametrize(
     'make, kind, word',
     [
-        (lambda: MetricsCB(seven=7), TypeError, "metric 'seven' is a int"),
+        (lambda: MetricsCB(seven=7), TypeError, "metric 'seven'.*int"),
         (lambda: SchedulerCB(None, per='step'), ValueError, "'batch' or 'epoch'"),
         (lambda: GradClipCB(0), ValueError, 'max_norm is 0'),
         (lambda: GradClipCB(math.nan), ValueError, 'max_norm is nan'),
@@ -373,5 +373,5 @@ def test_accuracy_broadcasts_nothing():
     preds, targets = torch.eye(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
     assert accuracy(preds, targets[:, None]) == accuracy(preds, targets) == 5 / 6
     for wrong in (targets[:1], torch.eye(6, 3)):
-        with pytest.raises(RuntimeError, match='shape'):
+        with pytest.raises(ValueError, match='shape'):
             accuracy(preds, wrong)

@@ -31,7 +31,6 @@ from miniai.learner import (
     Learner,
     TrainCB,
     describe,
-    modes_kept,
 )
 from miniai.tensors import set_seed
 
@@ -383,12 +382,3 @@ def test_predicting_measures_nothing():
 
     learn = learner([Mine()])
     assert len(learn.get_preds()[0]) == 20
-
-
-def test_modes_kept():
-    model = net().eval()
-    model[4].train()
-    with pytest.raises(KeyError), modes_kept(model):
-        model.train()
-        raise KeyError
-    assert [m.training for m in model] == [i == 4 for i in range(7)]

@@ -67,15 +67,24 @@ from miniai.classifier import (
     affine,
     train_classifier,
 )
+from miniai.clip import CLIP
 from miniai.data import DataLoaders, TensorLoader, images_to_tensor, load_digits, load_images
 from miniai.diffusion import DiffusionCB, diffusion_learner, sample, sample_batches
 from miniai.einsum import einsum
 from miniai.guidance import AutoGuidance, Guidance, GuideModelCB
 from miniai.learner import Callback, DeviceCB, Learner
 from miniai.meanshift import MeanShift, estimate_bandwidth, gaussian_kernel, meanshift_step
-from miniai.metrics import ImageEval, Reservoir, fid, nearest_distance, with_floor
+from miniai.metrics import (
+    FeatureStats,
+    ImageEval,
+    Reservoir,
+    fid,
+    nearest_distance,
+    with_floor,
+)
 from miniai.momentum import MomentumScheduler
 from miniai.muon import Muon, orthogonalize
+from miniai.pipeline import Inpaint
 from miniai.plot import animate, image_grid, show_images, to_pil
 from miniai.results import Results
 from miniai.samplers import (
@@ -261,6 +270,8 @@ REFUSED = dict(
          lambda s: arrives(s, Image.fromarray(np.full((8, 8), np.nan, np.float32)), 'tif')),
         ('heat as a picture', ValueError, 'scale it',
          lambda s: images_to_tensor([Image.fromarray(np.float32(GREY)*1e6)])),
+        ('floats from 0 to 255', ValueError, 'floats up to 2.*scale',
+         lambda s: images_to_tensor(torch.from_numpy(GREY[None, None]).float())),
     ],
     folders=[
         ('no name', INPUT, "''|name", lambda s: load_images('')),
@@ -305,15 +316,17 @@ REFUSED = dict(
         ('a digit in figures', ValueError, "'7'", lambda s: digit_caption('7', 'red', 'blue')),
         ('seven and a half', ValueError, 'label is 7.5',
          lambda s: digit_caption(7.5, 'red', 'blue')),
-        ('template 99', IndexError, 'index',               # Python's own, where `TEMPLATES` stands
+        ('template 99', ValueError, 'template is 99',
          lambda s: digit_caption(7, 'red', 'blue', template=99)),
         ('a colour in capitals', ValueError, "'Red'", lambda s: digit_caption(7, 'Red', 'blue')),
         ('half a picture', INPUT, 'n_train|2.5', lambda s: captioned_digits(n_train=2.5)),
         ('one split alone', (ValueError, OSError), 'no data set called .Dataset',
          lambda s: captioned_digits(s.digits['train'], n_train=2, n_test=2)),
         ('a column mistyped', KeyError, 'Caption', lambda s: s.captioned['train']['Caption']),
-        ('wishes as a list', AttributeError, 'list.*cpu',
+        ('wishes as a list', TypeError, 'attributes.*list',
          lambda s: s.judge.score(X.repeat(1, 3, 4, 4), [[1, 2, 3, 0, 0]]*2)),
+        ('wishes in words', TypeError, 'attributes.*list',
+         lambda s: s.judge.score(X[:1].repeat(1, 3, 4, 4), ['a red seven'])),
         *((f'wishes of {k}', ValueError, 'ATTRIBUTES',
            lambda s, k=k: s.judge.score(X.repeat(1, 3, 4, 4), torch.full((2, 5), k)))
           for k in (12, 3, -2, NAN)),
@@ -341,6 +354,7 @@ REFUSED = dict(
          lambda s: DataLoaders.from_dataset({k: ds.remove_columns('image')
                                              for k, ds in s.digits.items()})),
         ('nothing to draw from', ValueError, 'at least one', lambda s: RandomBatches(X[:0], X[:0])),
+        ('texts to draw from', TypeError, 'tensor.*list', lambda s: RandomBatches(X, ['a', 'b'])),
     ],
     learner=[
         ('-1 epochs', INPUT, 'n_epochs', lambda s: learner().fit(-1)),
@@ -363,7 +377,7 @@ REFUSED = dict(
                            dls=DataLoaders(TensorLoader(X, torch.rand(2)))).fit(1)),
         ('a method that forgets the learner', TypeError, 'before_batch',
          lambda s: learner(type('Mine', (Callback,), dict(before_batch=lambda self: 0))()).fit(1)),
-        ('a made optimiser', TypeError, 'SGD.*not callable',
+        ('a made optimiser', TypeError, 'opt_func.*SGD',
          lambda s: learner(opt_func=torch.optim.SGD(linear().parameters(), 0.1)).fit(1)),
         ('one callback, not a list', TypeError, 'MetricsCB.*not iterable',
          lambda s: Learner(linear(), toys(), cbs=MetricsCB())),
@@ -415,6 +429,16 @@ REFUSED = dict(
          lambda s: learner(GuideModelCB(EMACB())).fit(1)),
         ('statistics every 0 steps', ValueError, 'every',
          lambda s: activations.ActivationStats(every=0)),
+        *((f'another library\'s event {name}', TypeError, f'{name}.*did you mean {ours}',
+           lambda s, name=name: type('Mine', (Callback,), {name: lambda self, learn: None}))
+          for name, ours in dict(on_epoch_end='after_epoch', begin_fit='before_fit',
+                                 end_batch='after_batch', on_batch_begin='before_batch').items()),
+        ('a model for a summary', TypeError, r'summary\(learn\)',
+         lambda s: activations.summary(linear())),
+        ('classes as rows of 0s and 1s', ValueError, r'shape of labels is \(2, 3\)',
+         lambda s: accuracy(torch.rand(2, 3), torch.eye(3)[:2])),
+        ('the class of a metric', TypeError, "metric 'Tally'", lambda s: MetricsCB(
+            type('Tally', (), dict(update=None, compute=None, reset=None)))),
     ],
     classifier=[
         ('labels that are none', ValueError, '-1',
@@ -428,6 +452,15 @@ REFUSED = dict(
          lambda s: Classifier().eval()(X.byte())),
         ('-1 epochs', INPUT, 'n_epochs', lambda s: train_classifier(toys(), 3, n_epochs=-1)),
         ('pictures turned inside out', ValueError, 'scale', lambda s: RandomAffines(scale=2.0)),
+        ('pictures moved by pixels', ValueError, 'shift is 2', lambda s: RandomAffines(shift=2)),
+        ('bytes as floats', ValueError, r'\[-1, 1\].*127.5',
+         lambda s: Classifier().features(s.x*127.5 + 127.5)),
+        ('one of PIL', TypeError, 'Image', lambda s: Classifier()(s.im)),
+        ('labels in a list', TypeError, 'labels.*list',
+         lambda s: train_classifier(DataLoaders(TensorLoader(X, [0, 1])))),
+        *((f'a transform that gives nothing, {batched=}', TypeError, 'NoneType',
+           lambda s, batched=batched: learner(AugmentCB(lambda x: None, batched)).fit(1))
+          for batched in (False, True)),
         ('a transform in words', TypeError, '(?s)str.*not callable.*AugmentCB',
          lambda s: learner(AugmentCB('flip')).fit(1)),
     ],
@@ -468,6 +501,11 @@ REFUSED = dict(
         ('a state into a folder', OSError, 'p.png is a folder', lambda s: save_state('p.png', {})),
         ('a model in a state', TypeError, 'tensors, numbers',
          lambda s: save_state('new.ckpt', {'model': linear()})),
+        ('a number of NumPy in the state of a callback, before the first epoch', TypeError,
+         "'best' in the state of Keeps", lambda s: learner(
+             Keeps(), CheckpointCB(s.tmp/'x', every=9), Within(lambda learn: 1/0)).fit(9)),
+        ('a state that takes no learner', TypeError, 'Alone.state_dict', lambda s: learner(
+            Alone(), CheckpointCB(s.tmp/'x', every=9), Within(lambda learn: 1/0)).fit(9)),
     ],
     scaling=[
         ('1.5 batches', INPUT, 'n is 1.5', lambda s: AccumulateCB(1.5)),
@@ -476,6 +514,8 @@ REFUSED = dict(
          lambda s: MixedPrecisionCB(torch.bfloat16)),
         ('two ways to train', ValueError, 'trains',
          lambda s: learner(MixedPrecisionCB(), AccelerateCB(SimpleNamespace()))),
+        ('the class of an accelerator', TypeError, 'Accelerator that is made',
+         lambda s: AccelerateCB(SimpleNamespace)),
     ],
     schedulers=[
         *((f'{cls.__name__} with {kw}', INPUT, next(iter(kw)), lambda s, cls=cls, kw=kw: cls(**kw))
@@ -590,6 +630,13 @@ REFUSED = dict(
          lambda s: sample(partial(s.net, context=torch.tensor([0, 1])), DDIMScheduler(), X, 5)),
         ("two pictures' noise for three", ValueError, '3 pictures',
          lambda s: randn((3, 1, 8, 8), [seeded(), seeded()])),
+        ('one time for two', ValueError, 'one time for each', lambda s: s.net(X, 5)),
+        ('a list of pictures', TypeError, 'list', lambda s: s.net([s.im, s.im], TIMES)),
+        ('known pixels of other noise', ValueError, 'from_config', lambda s: drawn(
+            Inpaint(s.net, DDPMScheduler(beta_schedule='cosine'), X, X[:1] + 1))),
+        *((f'a mask of {tuple(mask.shape)}', ValueError, 'shape of mask', lambda s, mask=mask:
+           Inpaint(s.net, DDPMScheduler(), X, mask))
+          for mask in (X[0, 0], X[:, 0], X[..., 1:], X.repeat(2, 1, 1, 1), X.repeat(1, 3, 1, 1))),
     ],
     guidance=[
         ('an interval of NaN', ValueError, 'interval',
@@ -606,7 +653,7 @@ REFUSED = dict(
          lambda s: Guidance(s.cnet, 1, interval=(0.2, 0.8))),
         ('batches of -5', ValueError, 'batch_size is -5', lambda s: [*sample_batches(
             s.net, DDPMScheduler(), (4, 1, 8, 8), 2, batch_size=-5)]),
-        ('noise twice', INPUT, 'DiffusionCB', lambda s: diffusion_learner(
+        ('noise twice', ValueError, 'DiffusionCB.*clash.*adds noise', lambda s: diffusion_learner(
             tiny(), toys(), DDPMScheduler(), cbs=[DiffusionCB(DDPMScheduler())]).fit(1)),
         ('bytes as floats, to train', ValueError, r'\[-1, 1\]', lambda s: diffusion_learner(
             tiny(), toys(shift=200.0), DDPMScheduler(), device='cpu').fit(1)),
@@ -652,6 +699,11 @@ REFUSED = dict(
          lambda s: ImageEval(lambda x: x, s.x, s.x)),
         ('a network in words', INPUT, 'features|callable',
          lambda s: ImageEval('inception', s.x, s.x)),
+        ('features last', TypeError, 'features.*Tensor', lambda s: ImageEval(s.x, s.x, None)),
+        ('the metric third', TypeError, 'metric.*Tensor',
+         lambda s: with_floor(s.features, s.features, fid, 10)),
+        ('features for their statistics', TypeError, 'FeatureStats.*Tensor',
+         lambda s: FeatureStats(s.features).merge(s.features)),
     ],
     models=[
         ('widths as a number', INPUT, 'widths', lambda s: UNet(widths=16)),
@@ -677,6 +729,22 @@ REFUSED = dict(
         ('a channel too many to stretch', ValueError, 'share',
          lambda s: RandomColoursCB(share=1.5)),
         ('sizes that differ', ValueError, 'compared', lambda s: psnr(X, X[:1])),
+        *((f'{name} to compare', INPUT, words, lambda s, f=f: psnr(f(s.x), f(s.x)))
+          for name, words, f in (
+              ('bytes', 'uint8', lambda x: x.byte()), ('whole numbers', 'int', lambda x: x.long()),
+              ('bytes as floats', '127.5', lambda x: x*127.5 + 127.5),
+              ('a NaN', 'run from nan', lambda x: x*NAN))),
+        ('bytes as floats for CLIP', ValueError, r'\[-1, 1\]',
+         lambda s: CLIP().encode_image(torch.full((1, 3, 32, 32), 255.))),
+        ('a picture of PIL for CLIP', TypeError, 'Image', lambda s: CLIP().encode_image(s.im)),
+        ('captions, then pictures', TypeError, 'list',
+         lambda s: CLIP()(['a red seven'], torch.zeros(1, 3, 32, 32))),
+        ('a setting mistyped', TypeError, 'scaling_facter',
+         lambda s: VAE(1, 2, (8,), (1,), 4).keep(scaling_facter=2.)),
+        ('a setting that made layers', TypeError, 'num_classes',
+         lambda s: Classifier().keep(num_classes=5)),
+        ('large pictures for small ones', ValueError, r'shape of a picture is \(1, 16, 16\)',
+         lambda s: score.Critic(10)(torch.zeros(2, 1, 16, 16))),
         ('a VAE without its loss', ValueError, r'VAELoss\(\)',
          lambda s: autoencoder_learner(VAE(1, 2, (8,), (1,), 4), toys(), device='cpu').fit(1)),
         ("a VAE's loss for an autoencoder", TypeError, 'VAELoss is for a VAE',
@@ -774,11 +842,17 @@ REFUSED = dict(
          lambda s: autograd.derivative(np.sin, None)),
         ('layers in a list', TypeError, 'list', lambda s: mini.Sequential([mini.ReLU()])),
         ('the class of a layer', TypeError, 'ReLU', lambda s: mini.Sequential(mini.ReLU)),
+        ("torch's layer", TypeError, 'torch.nn',
+         lambda s: mini.Sequential(mini.Linear(2, 3), nn.ReLU())),
+        ('an array for a weight', TypeError, 'weight is a Parameter.*ndarray',
+         lambda s: setattr(mini.Linear(2, 1), 'weight', np.ones((1, 2)))),
         ('words into a layer', TypeError, 'floats', lambda s: mini.Linear(2, 1)(['a', 'b'])),
     ],
     optim=[
         ('a model for its parameters', TypeError, 'model.parameters',
          lambda s: optim.SGD(mini.Linear(2, 1), 0.1)),
+        ("torch's parameters", TypeError, 'miniai.nn.*torch.nn',
+         lambda s: optim.SGD(linear().parameters(), 0.1)),
         ('one beta', INPUT, 'betas', lambda s: optim.Adam(P(), betas=0.9)),
         ('a lonely beta', INPUT, 'betas', lambda s: optim.Adam(P(), betas=(0.9,))),
         ("Muon's momentum of 1.5", ValueError, 'momentum',
@@ -791,6 +865,8 @@ REFUSED = dict(
          lambda s: (lambda p: [Muon(p), Muon(p)])(linear().parameters())),
         ('no steps to orthogonalize by', ValueError, 'steps is 0',
          lambda s: orthogonalize(torch.eye(3), 0)),
+        ('a vector to orthogonalize', ValueError, 'axes is 1',
+         lambda s: orthogonalize(torch.rand(16))),
         ('no threads to choose from', ValueError, 'most is 0', lambda s: Chooser(0)),
         ('eps below 0', ValueError, 'eps', lambda s: optim.Adam(P(), eps=-1.0)),
         ('eps of NaN', ValueError, 'eps', lambda s: optim.RMSProp(P(), eps=NAN)),
@@ -832,6 +908,12 @@ REFUSED = dict(
          lambda s: conv.conv2d(X[0], torch.zeros(1, 1, 3, 3))),
         ('nothing left of a transpose', ValueError, 'padding 5',
          lambda s: conv.conv_transpose2d(X, torch.zeros(1, 1, 3, 3), padding=5)),
+        *((f'{f.__name__} with {kw}', ValueError, f'{next(iter(kw))} is .*whole number',
+           lambda s, f=f, kw=kw: f(X, torch.zeros(1, 1, 3, 3), **kw))
+          for f in (conv.conv2d, conv.conv_transpose2d)
+          for kw in (dict(stride=(2, 2)), dict(padding='same'), dict(stride=0))),
+        ('a stride for a bias', TypeError, 'int',
+         lambda s: conv.conv2d(X, torch.zeros(1, 1, 3, 3), 2)),
         ('a block that takes no vector', ValueError, 'c_emb',
          lambda s: conv.ResBlock(8)(torch.zeros(1, 8, 4, 4), torch.zeros(1, 4))),
         ('a block without its vector', ValueError, 'c_emb',
@@ -850,6 +932,14 @@ def interrupted(s, changes, *cbs):
     with pytest.raises(KeyboardInterrupt):
         learner(CheckpointCB(s.tmp/'x')).fit(3, cbs=[Stop()])
     learner(CheckpointCB(s.tmp/'x', resume=True), *cbs, **changes).fit(3)
+
+
+class Keeps(Callback):
+    def state_dict(self, learn): return {'n': 1, 'best': np.float64(0.5)}
+
+
+class Alone(Callback):
+    def state_dict(self): return {}
 
 
 def side_by_side(s):
@@ -1324,6 +1414,9 @@ RIGHT = dict(
         ('one picture', lambda s: Classifier().eval()(X[:1]).shape == (1, 10)),
         ('no pictures', lambda s: Classifier().eval()(X[:0]).shape == (0, 10)),
         ('no change', lambda s: nearly(RandomAffines(0, 0, 0, 0)(s.x), s.x)),
+        ('affines, which are for batches', lambda s: same(*(
+            learner(AugmentCB(RandomAffines(), b), seed=k).fit(1).model
+            for k, b in ((3, True), (3, False))))),
         ('saved', lambda s: saved(s, Classifier(num_classes=np.int64(3)), X)),
     ],
     checkpoints=[
@@ -1401,6 +1494,7 @@ RIGHT = dict(
             s, Autoencoder(np.int64(1), 2, np.array([8]), np.array([1]), np.int64(4)), X)),
         ('fractions of times', lambda s: s.net(X, torch.tensor([0.5, 2.5])).isfinite().all()),
         ('equal pictures', lambda s: psnr(X, X) == INF),
+        ('a little outside', lambda s: psnr(s.x*1.5, s.x) > 0),
         ('nothing to judge', lambda s: s.judge(torch.zeros(0, 3, 16, 16)).shape == (0, 5)),
         ('the noise it was trained by, saved', settings_kept),
         ('a setting changed, saved', lambda s: (lambda vae: VAE.from_pretrained(
@@ -1620,6 +1714,30 @@ def test_refused(s, decoys, kind, words, call):
 @pytest.mark.parametrize('call', rows(RIGHT))
 def test_right(s, call):
     assert call(s)
+
+
+def in_0_to_1(s):
+    x = s.x/2 + 0.5
+    diffusion_learner(tiny(), DataLoaders(TensorLoader(x, x)), DDPMScheduler(),
+                      device='cpu').fit(2)
+
+
+def unscaled(s, scheduler):
+    "A loop by hand, whose model sees the pictures as the scheduler keeps them."
+    x = randn(X.shape, seeded())*fresh(scheduler, 4).init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(s.net(x, t.expand(2)), t, x).prev_sample
+
+
+@pytest.mark.parametrize('words, call', rows(dict(warned=[
+    ('pictures in [0, 1], to train', 'x\\*2 - 1', in_0_to_1),
+    *((f'{cls.__name__} by hand', 'scale_model_input', lambda s, cls=cls: unscaled(s, cls()))
+      for cls in (EulerScheduler, EulerAncestralScheduler, HeunScheduler, MomentumScheduler)),
+])))
+def test_warned_once(s, words, call):
+    with pytest.warns(UserWarning, match=words) as said:
+        call(s)
+    assert len([w for w in said if re.search(words, str(w.message))]) == 1
 
 
 @pytest.mark.parametrize('words, code, says', rows({'command': [(w, w, *r) for w, *r in COMMAND]}))

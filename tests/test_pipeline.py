@@ -202,7 +202,7 @@ def test_strength_1_ignores_it(pipe, picture):
     assert (c - d).abs().max() > 10 * (a - b).abs().max()
 
 
-@pytest.mark.parametrize('strength, calls', [(0, 0), (0.1, 0), (0.25, 2), (0.8, 6), (1, 8)])
+@pytest.mark.parametrize('strength, calls', [(0, 0), (0.1, 1), (0.25, 2), (0.8, 6), (1, 8)])
 def test_strength_is_the_share_of_the_steps(pipe, picture, strength, calls):
     times = []
     draw(
@@ -215,8 +215,20 @@ def test_strength_is_the_share_of_the_steps(pipe, picture, strength, calls):
     theirs = TheirDPM.from_config(dict(pipe.scheduler.config))
     theirs.set_timesteps(8)
     # get_timesteps of its StableDiffusionImg2ImgPipeline
-    begin = max(8 - min(int(8 * strength), 8), 0)
+    begin = max(8 - min(max(int(8 * strength), strength > 0), 8), 0)  # (but a step at least)
     assert len(times) == calls and times == theirs.timesteps[begin * theirs.order :].tolist()
+
+
+def test_rounding_takes_no_step_away(pipe, picture):
+    x0 = pipe._pictures(picture, None, 1)[0]
+    for k in range(101):  # int(100*0.29) is 28
+        scheduler, _ = pipe._start(100, x0, k / 100, 1, None)
+        assert len(scheduler.timesteps) == k
+
+
+def test_a_picture_in_0_to_1_is_told(pipe, picture):
+    with pytest.warns(UserWarning, match=r'x\*2 - 1'):
+        draw(pipe, image=picture / 2 + 0.5, strength=0)
 
 
 @pytest.mark.parametrize(
@@ -507,6 +519,11 @@ REFUSED = [
     (dict(generator=[torch.Generator()] * 2), ValueError, '2 generators for 1 pictures'),
     (dict(output_type='jpg'), ValueError, "output_type is 'jpg'"),
     (dict(mask_image=torch.ones(32, 32)), ValueError, 'give image too'),
+    (dict(strength=0.3), ValueError, 'give image too'),
+    (dict(callback_on_step_end=lambda *a: {'latent': 0}), TypeError, "may give.*'latent'"),
+    (dict(callback_on_step_end=lambda *a: a[3]['latents']), TypeError, 'may give.*float32'),
+    (dict(callback_on_step_end=lambda *a: {'latents': a[3]['latents'][:, :1]}), ValueError,
+     'shape of latents'),
     (dict(image=ZERO, mask_image=torch.ones(16, 16)), ValueError, 'mask is 16x16.*picture 32x32'),
     (dict(image=Image.new('L', (40, 30)), mask_image=Image.new('L', (30, 40))), ValueError, 'mask'),
     (dict(image=ZERO, mask_image=torch.full((32, 32), 255.0)), ValueError, 'a mask'),
