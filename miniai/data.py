@@ -10,6 +10,8 @@ __all__ = ['load_digits', 'held_out_split', 'load_images', 'images_to_tensor', '
 import io
 import os
 import random
+import warnings
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,6 +46,9 @@ def load_digits(size=8):
 # %% ../nbs/10_data.ipynb #00000025
 _HELD_OUT = 'test', 'validation', 'valid', 'val'
 _SPLITS = {'train', *_HELD_OUT}
+_ALSO = {k: k for k in _SPLITS} | dict(training='train', testing='test', dev='val', eval='test')
+_LABELS, _TEXTS = ('label', 'labels', 'class'), ('text', 'caption')
+_QUIET = '', '.md', '.db', '.ini'                      # files of these kinds aren't worth a word
 
 def held_out_split(dataset_dict) -> str:
     "The name of the split that is held out. Raises `ValueError` if it or `train` is missing."
@@ -53,19 +58,23 @@ def held_out_split(dataset_dict) -> str:
         raise ValueError(f"expected a dict, 'train' and 'test', not {splits or type(dataset_dict)}")
     return held[0]
 
+def _is_picture(path):
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
 def _read(name):
     "The tables in a folder or on the Hub, with errors that say what to do."
     from datasets import config, load_dataset
+    if not name.strip():
+        raise ValueError(f"name is {name!r}: give 'digits', a Hub id, or a folder ('.' for this)")
     root = Path(os.environ.get('MINIAI_DATA') or name)
     places = Path(name.removeprefix('./')).expanduser(), root/name, root/Path(name).name
     is_name = name[:1] not in './~' and '..' not in name and name.count('/') < 2
     folder = next(filter(os.path.isdir, places if is_name else places[:1]), None)
-    if folder and _SPLITS & set(os.listdir(folder)):
-        others = {p.parent.name for p in folder.glob('*/*')
-                  if p.suffix.lower() in Image.registered_extensions()} - _SPLITS
-        if others:                                             # they would be left out
-            raise ValueError(f"{name!r:.99} holds a split, 'train' or 'test', but also the folders "
-                             f"{sorted(others)[:5]}: rename one, or put these into splits")
+    folder = folder and Path(os.path.abspath(folder))
+    files = _files(folder) if folder else []
+    # (pictures beside the Hub's own files are there to be looked at)
+    if any(map(_is_picture, files)) and not {'.parquet', '.arrow'} & {f.suffix for f in files}:
+        return _read_pictures(folder, files)
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -78,6 +87,81 @@ def _read(name):
         raise FileNotFoundError(f"no data set called {name!r:.99}, nor a folder ({said}). Without "
                                 "a network, put a copy in the folder that MINIAI_DATA names") from e
 
+# %% ../nbs/10_data.ipynb #00000081
+def _files(folder):
+    "All files below a folder, sorted; no hidden ones. Links to folders elsewhere are followed."
+    top, found = folder.resolve(), []
+    for at, folders, names in os.walk(folder, followlinks=True):
+        here = Path(at).resolve()
+        to = {f: (here/f).resolve() for f in folders if f[0] != '.'}
+        folders[:] = [f for f, p in to.items() if p == here/f
+                      or not p.is_relative_to(top) and not here.is_relative_to(p)]
+        found += [Path(at, n) for n in names if n[0] != '.' and os.path.isfile(Path(at, n))]
+    return sorted(found)
+
+def _told(path):
+    "What a metadata file tells: `_file`, `label` and `text`, a row for each text."
+    import pandas as pd
+    try:
+        if path.suffix == '.csv':
+            texts = dict.fromkeys((*_TEXTS, 'Text', 'Caption'), str)             # 007 isn't 7
+            with warnings.catch_warnings(action='error'):            # of lines that are too long
+                rows = pd.read_csv(path, index_col=False, skipinitialspace=True, converters=texts)
+        else:
+            rows = pd.read_json(path, lines=True, dtype=False)
+        rows.columns = [str(c).strip().lower() for c in rows]
+        files = [os.path.normpath(path.parent/f.replace('\\', '/')) for f in rows['file_name']]
+    except (ValueError, AttributeError, KeyError, Warning) as e:
+        raise ValueError(f"{str(path)!r} can't be read ({str(e)[:90].strip()}): expected UTF-8 and "
+                         'lines like {"file_name": "0.png", "text": "a cat"}, or in a metadata.csv '
+                         '0.png,"a cat, asleep" below file_name,text') from e
+    label, text = (next((rows[c] for c in known if c in rows), None) for known in (_LABELS, _TEXTS))
+    told = pd.DataFrame(dict(_file=files, label=label, text=text)).explode('text')
+    return told.assign(text=told['text'].map(str, na_action='ignore'))
+
+def _placed(folder, found):
+    "Of each picture that's used: its file, its split, and the folders in which it lies there."
+    dirs = [f.relative_to(folder).parent.parts for f in found]
+    common = os.path.commonprefix(dirs)
+    top = next((i for i, name in enumerate(common) if name in _SPLITS), len(common))
+    names = {d[top] for d in dirs if len(d) > top}
+    if 'train' in map(_ALSO.get, names) and names <= {*_ALSO}:
+        return [(str(f), _ALSO[d[top]], d[top + 1:]) for f, d in zip(found, dirs) if d[top:]]
+    if names & _SPLITS:                                              # they would be left out
+        raise ValueError(f"{str(folder)!r:.99} holds the folders {sorted(names)[:5]}: expected "
+                         "'train' and 'test' alone, not others beside them, or none of these names")
+    return [(str(f), 'train', d[top:]) for f, d in zip(found, dirs)]
+
+# %% ../nbs/10_data.ipynb #00000082
+def _read_pictures(folder, files):
+    "Tables of the pictures among `files` by split; what metadata tells, else classes by folder."
+    import pandas as pd
+    from datasets import Dataset, Image
+    placed = _placed(folder, list(filter(_is_picture, files)))
+    rows = pd.DataFrame(placed, columns=['_file', 'split', 'at'])
+    tables = [f for f in files if f.name in ('metadata.csv', 'metadata.jsonl')]
+    train = rows['at'][rows['split'] == 'train']
+    if train.str.len().nunique() == 1 and train.str[-1].nunique() > 1:
+        if train.str[:-1].nunique() > 1 and not tables:
+            raise ValueError("the folders of classes must lie side by side, not in several folders")
+        rows['label'] = rows['at'].str[-1].where(rows['at'].str.len() == train.str.len().max())
+    if tables:
+        told = pd.concat(map(_told, tables)).drop_duplicates().dropna(axis=1, how='all')
+        for lost in {*told['_file']} - {*rows['_file']}:
+            raise ValueError(f"{str(tables[0])!r} tells of {lost!r}, but there's no such picture")
+        rows = rows[['_file', 'split', *{'label'} & {*rows} - {*told}]].merge(told, on='_file')
+    left = {*map(str, files)} - {*map(str, tables), *rows['_file']}
+    left = Counter(s for s in (Path(f).suffix.lower() for f in left) if s not in _QUIET)
+    if left:
+        kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
+        warnings.warn(f"{str(folder)!r:.99}: not used are {kinds}: no pictures, beside the splits, "
+                      "or without a line in the metadata", stacklevel=4)
+    rows = rows.assign(image=rows['_file']).astype(object)
+    rows = rows.where(rows.notna(), None)
+    kept = [c for c in ('image', '_file', 'label', 'text') if c in rows]
+    return {k: Dataset.from_dict(part[kept].to_dict('list')).cast_column('image', Image())
+            for k, part in rows.groupby('split')}
+
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
     "The picture column as `image`; where there are such, classes as `label`, captions as `text`."
@@ -86,22 +170,20 @@ def _tidy(ds, name):
     if not images:
         raise ValueError(f"{name!r:.99} has columns {list(kinds)[:12]} but no pictures")
     labels = [c for c, k in kinds.items() if k in ('Value', 'ClassLabel')
-              and c.strip().lower() in ('label', 'labels', 'class')]
+              and c.strip().lower() in _LABELS]
     labels += [c for c, k in kinds.items() if k == 'ClassLabel']
-    texts = [c for c in ('text', 'caption') if 'string' in getattr(ds.features.get(c), 'dtype', '')]
+    texts = [c for c in _TEXTS if 'string' in getattr(ds.features.get(c), 'dtype', '')]
     names = {c[0]: k for c, k in ((images, 'image'), (labels, 'label'), (texts, 'text')) if c}
+    names |= {'_file': '_file'} if '_file' in kinds else {}
     return ds.select_columns(list(names)).rename_columns(names)
 
 def _number_labels(dd):
     "Labels of any kind as 0 to k - 1 with their names; -1 where one is missing; no column of none."
     import pandas as pd
-    from datasets import ClassLabel, DatasetDict, Image
-    names = getattr(dd['train'].features.get('label'), 'names', None)
-    if names and dd['train'].info.builder_name == 'imagefolder':
-        rows = dd['train'].cast_column('image', Image(decode=False))['image']
-        if len({Path(row['path']).parent.parent for row in rows}) > 1:
-            raise ValueError("the folders of classes must lie side by side, not in several folders")
-    others = {k: ds.select_columns(sorted({*ds.column_names} - {'label'})) for k, ds in dd.items()}
+    from datasets import ClassLabel, DatasetDict
+    names, kept = getattr(dd['train'].features.get('label'), 'names', None), ('image', 'text')
+    others = {k: ds.select_columns([c for c in kept if c in ds.column_names])
+              for k, ds in dd.items()}
     values = [v.strip() if isinstance(v, str) else v for ds in dd.values()
               for v in (ds['label'] if 'label' in ds.column_names else [None]*len(ds))]
     none = ['', -1] if set(values) != {1, -1} else []                     # these are two classes
@@ -115,6 +197,18 @@ def _number_labels(dd):
         for k, ds in others.items():
             dd[k] = ds.add_column('label', numbers[k]).cast_column('label', ClassLabel(names=names))
     return dd
+
+def _hold_out(ds, test_size, name):
+    "The rows as `train` and `test`, those of one picture on one side."
+    import pandas as pd
+    from datasets import Dataset
+    check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
+    files = ds['_file'] if '_file' in ds.column_names else range(len(ds))
+    rows = [*pd.RangeIndex(len(ds)).groupby(pd.factorize(pd.Series(files))[0]).values()]
+    if len(rows) < 2:
+        raise ValueError(f"{name!r:.99} holds {len(rows)} rows: give two or more")
+    cut = Dataset.from_dict(dict(i=range(len(rows)))).train_test_split(test_size, seed=0)
+    return {k: ds.select(np.concatenate([rows[i] for i in part['i']])) for k, part in cut.items()}
 
 # %% ../nbs/10_data.ipynb #00000027
 def load_images(name_or_folder, test_size=0.1):
@@ -135,10 +229,7 @@ def load_images(name_or_folder, test_size=0.1):
     name = os.path.join('.' if isinstance(name_or_folder, Path) else '', str(name_or_folder))
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
-        check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
-        if len(dd['train']) < 2:
-            raise ValueError(f"{name!r:.99} holds {len(dd['train'])} rows: give two or more")
-        dd = dd['train'].train_test_split(test_size=test_size, seed=0)
+        dd = _hold_out(dd['train'], test_size, name)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
 
