@@ -449,6 +449,41 @@ def test_a_part_that_is_missing_or_of_another_kind(pipe, part, tmp_path):
         TextToImagePipeline.from_pretrained(tmp_path)
 
 
+def test_parts_changed_on_disk_are_refused(pipe, tmp_path):
+    noise = {k: pipe.scheduler.config[k] for k in ('beta_schedule', 'prediction_type')}
+    pipe.unet.keep(trained_by=noise)
+    pipe.save_pretrained(tmp_path)
+    pipe.unet.keep(trained_by=None)
+
+    def change(name, **settings):
+        old = json.loads((tmp_path / name).read_text())
+        new = {k: v for k, v in (old | settings).items() if v is not None}
+        (tmp_path / name).write_text(json.dumps(new))
+        return (tmp_path / name).write_text, json.dumps(old)
+
+    words = json.loads((tmp_path / 'clip/config.json').read_text())['words']
+    for name, changes in (
+        ('vae', dict(scaling_factor=None)),
+        ('vae', dict(scaling_factor=0.5)),
+        ('clip', dict(words=words[::-1])),
+    ):
+        undo, old = change(f'{name}/config.json', **changes)
+        with pytest.raises(ValueError, match="isn't what its U-Net was saved with"):
+            TextToImagePipeline.from_pretrained(tmp_path)
+        undo(old)
+    for kind in (None, 'epsilon'):
+        undo, old = change('scheduler/scheduler_config.json', prediction_type=kind)
+        with pytest.raises(ValueError, match='trained to answer'):
+            draw(TextToImagePipeline.from_pretrained(tmp_path))
+        undo(old)
+    TextToImagePipeline.from_pretrained(tmp_path).vae.calibrate(
+        torch.rand(4, 3, 32, 32)).save_pretrained(tmp_path / 'vae')
+    with pytest.raises(ValueError, match="isn't what its U-Net was saved with"):
+        TextToImagePipeline.from_pretrained(tmp_path)
+    change('unet/config.json', made_for=None)
+    TextToImagePipeline.from_pretrained(tmp_path)  # of an older folder nothing is known
+
+
 def test_no_folder():
     with pytest.raises(FileNotFoundError, match="'no/such' is no folder, and can't be had"):
         TextToImagePipeline.from_pretrained('no/such')
