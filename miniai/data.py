@@ -8,11 +8,13 @@ __all__ = ['load_digits', 'held_out_split', 'load_images', 'images_to_tensor', '
 
 # %% ../nbs/10_data.ipynb #00000020
 import io
+import json
 import os
 import random
 import warnings
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +60,6 @@ def held_out_split(dataset_dict) -> str:
         raise ValueError(f"expected a dict, 'train' and 'test', not {splits or type(dataset_dict)}")
     return held[0]
 
-def _is_picture(path):
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
-
 def _read(name):
     "The tables in a folder or on the Hub, with errors that say what to do."
     from datasets import config, load_dataset
@@ -72,9 +71,11 @@ def _read(name):
     folder = next(filter(os.path.isdir, places if is_name else places[:1]), None)
     folder = folder and Path(os.path.abspath(folder))
     files = _files(folder) if folder else []
+    known = {k for k, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    pictures = [f for f in files if f.suffix.lower() in known]
     # (pictures beside the Hub's own files are there to be looked at)
-    if any(map(_is_picture, files)) and not {'.parquet', '.arrow'} & {f.suffix for f in files}:
-        return _read_pictures(folder, files)
+    if pictures and not {'.parquet', '.arrow'} & {f.suffix for f in files}:
+        return _read_pictures(folder, files, pictures)
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -104,11 +105,13 @@ def _told(path):
     import pandas as pd
     try:
         if path.suffix == '.csv':
-            texts = dict.fromkeys((*_TEXTS, 'Text', 'Caption'), str)             # 007 isn't 7
+            read = partial(pd.read_csv, path, index_col=False, skipinitialspace=True)
             with warnings.catch_warnings(action='error'):            # of lines that are too long
-                rows = pd.read_csv(path, index_col=False, skipinitialspace=True, converters=texts)
+                rows, words = read(), read(dtype=str, keep_default_na=False)     # 007 isn't 7
+            rows = rows.assign(**{c: words[c] for c in words if c.strip().lower() in _TEXTS})
         else:
-            rows = pd.read_json(path, lines=True, dtype=False)
+            lines = path.read_text('utf-8-sig').split('\n')
+            rows = pd.DataFrame([json.loads(o) for o in lines if o.strip()], dtype=object)
         rows.columns = [str(c).strip().lower() for c in rows]
         files = [os.path.normpath(path.parent/f.replace('\\', '/')) for f in rows['file_name']]
     except (ValueError, AttributeError, KeyError, Warning) as e:
@@ -133,18 +136,18 @@ def _placed(folder, found):
     return [(str(f), 'train', d[top:]) for f, d in zip(found, dirs)]
 
 # %% ../nbs/10_data.ipynb #00000082
-def _read_pictures(folder, files):
-    "Tables of the pictures among `files` by split; what metadata tells, else classes by folder."
+def _read_pictures(folder, files, pictures):
+    "A table of each split: pictures, their folders' names as `label`, and what metadata tells."
     import pandas as pd
     from datasets import Dataset, Image
-    placed = _placed(folder, list(filter(_is_picture, files)))
-    rows = pd.DataFrame(placed, columns=['_file', 'split', 'at'])
+    rows = pd.DataFrame(_placed(folder, pictures), columns=['_file', 'split', 'at'])
     tables = [f for f in files if f.name in ('metadata.csv', 'metadata.jsonl')]
     train = rows['at'][rows['split'] == 'train']
     if train.str.len().nunique() == 1 and train.str[-1].nunique() > 1:
-        if train.str[:-1].nunique() > 1 and not tables:
+        if train.str[:-1].nunique() == 1:
+            rows['label'] = rows['at'].str[-1].where(rows['at'].str.len() == train.str.len().max())
+        elif not tables:
             raise ValueError("the folders of classes must lie side by side, not in several folders")
-        rows['label'] = rows['at'].str[-1].where(rows['at'].str.len() == train.str.len().max())
     if tables:
         told = pd.concat(map(_told, tables)).drop_duplicates().dropna(axis=1, how='all')
         for lost in {*told['_file']} - {*rows['_file']}:
@@ -156,8 +159,7 @@ def _read_pictures(folder, files):
         kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
         warnings.warn(f"{str(folder)!r:.99}: not used are {kinds}: no pictures, beside the splits, "
                       "or without a line in the metadata", stacklevel=4)
-    rows = rows.assign(image=rows['_file']).astype(object)
-    rows = rows.where(rows.notna(), None)
+    rows = rows.assign(image=rows['_file']).astype(object).replace({np.nan: None})
     kept = [c for c in ('image', '_file', 'label', 'text') if c in rows]
     return {k: Dataset.from_dict(part[kept].to_dict('list')).cast_column('image', Image())
             for k, part in rows.groupby('split')}
@@ -315,7 +317,7 @@ def _targets(ds, name):
     if missing:
         raise ValueError(f"no column {missing.pop()!r}: there are {', '.join(ds.column_names)}")
     values = list(ds[name]) if name in ds.column_names else [-1]*len(ds)
-    if isinstance(values[0], str):
+    if any(isinstance(v, str) for v in values):
         return values
     return torch.as_tensor([-1 if v is None else v for v in values])
 
