@@ -80,14 +80,14 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     def save_pretrained(self, folder, **hub):
         """Writes config.json and model.safetensors to a folder.
 
-        Raises `FileExistsError` where config.json is there, but is no model's of this library."""
+        Raises `FileExistsError` where config.json is there, but isn't of such a model."""
         path, ours = Path(folder)/'config.json', {*self._hub_mixin_config}
         try:
-            foreign = path.is_file() and not ours & {*json.loads(path.read_text())}
+            foreign = path.is_file() and not {*json.loads(path.read_text())} <= ours
         except (ValueError, TypeError):
             foreign = True
         if foreign:
-            raise FileExistsError(f"{str(path)!r} is there already and isn't of a miniai model: "
+            raise FileExistsError(f"{str(path)!r} is there already and isn't of such a model: "
                                   "move it away, or choose another folder")
         return super().save_pretrained(folder, **hub)
 

@@ -222,6 +222,9 @@ def load_images(name_or_folder, test_size=0.1):
     the share of rows held out where the data has no test split of its own. Returns a `DatasetDict`
     with `train` and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with
     names), and `text` where a `metadata.csv` or `metadata.jsonl` gives each `file_name` its `text`.
+    All rows of a picture with several texts are on one side. Splits are `train` and `test` (or
+    `val` ...) as folders side by side; no other name means one. It warns of files that it leaves
+    out, such as pictures of which the metadata doesn't tell.
 
     Raises `FileNotFoundError` when it's nowhere (or the Hub can't be reached), `ValueError` when it
     holds no pictures, or one alone."""

@@ -8,7 +8,6 @@ __all__ = ['Results', 'check_picture', 'write_picture']
 # %% ../nbs/80_results.ipynb #00000002
 import hashlib
 import json
-import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -169,7 +168,7 @@ def check_picture(path, kind='PNG'):
     if Image.registered_extensions().get(path.suffix.lower()) != kind:
         raise ValueError(f"{path.name!r} is no name of a {kind} picture file: end it in "
                          f".{kind.lower()}")
-    if len(os.fsencode(path.name)) > 200:
+    if len(path.name.encode()) > 200:
         raise ValueError(f"a name of {len(path.name)} characters, {path.name[:20]}..., is too long")
     try:
         there = Image.open(path) if path.exists() else None
