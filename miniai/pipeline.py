@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -251,8 +251,9 @@ def _size(image):
 def _to_tensor(image, side, channels):
     "`(n, channels, side, side)` in [-1, 1]."
     if not isinstance(image, torch.Tensor):
-        # a mask is often a white shape on nothing
-        images = [to_pil(im, background='black') if channels == 1 else im for im in _as_list(image)]
+        images = _as_list(image)
+        if channels == 1:                               # a mask is often a white shape on nothing
+            images = [to_pil(ImageOps.exif_transpose(o), background='black') for o in images]
         return images_to_tensor(images, side, channels)
     x = image.float() if channels == 3 else image.float()*2 - 1
     x = x[(None,)*(4 - x.ndim)]

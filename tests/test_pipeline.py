@@ -315,6 +315,9 @@ def test_a_mask_as_a_picture_and_one_of_another_size_with_its_picture(pipe, pict
     want = draw(pipe, image=picture, mask_image=mask)
     assert torch.equal(draw(pipe, image=im, mask_image=drawn), want)
     assert torch.equal(draw(pipe, image=im, mask_image=drawn.convert('RGB')), want)
+    clear = Image.new('RGBA', drawn.size, (255, 255, 255, 0))  # a white shape on nothing
+    clear.paste('white', mask=drawn)
+    assert torch.equal(draw(pipe, image=im, mask_image=clear), want)
     large = [o.resize((64, 64), Image.Resampling.NEAREST) for o in (im, drawn)]
     x = draw(pipe, image=large[0], mask_image=large[1])
     away = mask == 0
