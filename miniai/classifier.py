@@ -81,7 +81,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
         """Writes config.json and model.safetensors to a folder.
 
         Raises `FileExistsError` where config.json is there, but isn't of such a model."""
-        path, ours = Path(folder)/'config.json', {*self._hub_mixin_config}
+        path, ours = Path(folder)/'config.json', {*(self._hub_mixin_config or ())}
         try:
             foreign = path.is_file() and not {*json.loads(path.read_text())} <= ours
         except (ValueError, TypeError):
