@@ -153,10 +153,9 @@ def _read_pictures(folder, files, pictures):
         for lost in {*told['_file']} - {*rows['_file']}:
             raise ValueError(f"{str(tables[0])!r} tells of {lost!r}, but there's no such picture")
         rows = rows[['_file', 'split', *{'label'} & {*rows} - {*told}]].merge(told, on='_file')
-    left = {*map(str, files)} - {*map(str, tables), *rows['_file']}
-    left = Counter(s for s in (Path(f).suffix.lower() for f in left) if s not in _QUIET)
-    if left:
-        kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()))
+    left = Counter(f.suffix.lower() for f in {*files} - {*tables, *map(Path, rows['_file'])})
+    kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()) if kind not in _QUIET)
+    if kinds:
         warnings.warn(f"{str(folder)!r:.99}: not used are {kinds}: no pictures, beside the splits, "
                       "or without a line in the metadata", stacklevel=4)
     rows = rows.assign(image=rows['_file']).astype(object).replace({np.nan: None})
