@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
                                 'a small diffusion model on real pictures, and draw new ones.')
     commands = p.add_subparsers(dest='command', required=True)
     for name, add, words in (('generate', _add_generate, 'draw what a sentence says'),
+                             ('interrogate', _add_interrogate, 'say what a picture shows'),
                              ('demo', _add_demo, 'train, draw, and say how good it is'),
                              ('sample', _add_sample, 'draw more from a saved model'),
                              ('train', _add_train, 'make again the weights of the library')):
@@ -115,11 +116,16 @@ def _add_generate(p):
     p.add_argument('--steps-gif', type=_name, help='GIF file for the way there')
     _add_common(p, seed=0)
 
+def _add_interrogate(p):
+    p.add_argument('file', type=_name, help='a picture of a digit: a PNG, a JPEG, a photograph')
+    p.add_argument('--debug', action='store_true', help='show everything about an error')
+
 # %% ../nbs/90_cli.ipynb #0000000a
 def _load(command):
     "The heavy imports come here: help doesn't wait for them."
     module, name = {'demo': ('demo', 'demo'), 'sample': ('demo', 'sample_cmd'),
                     'generate': ('generate', 'generate'),
+                    'interrogate': ('interrogator', 'interrogate'),
                     'vae': ('weights.train_vae', 'train_vae'),
                     'text-to-image': ('weights.train_text_to_image', 'train_text_to_image'),
                     }[command]

@@ -127,7 +127,7 @@ class TextToImagePipeline:
     @torch.no_grad()
     def __call__(self, prompt, negative_prompt=None, guidance_scale=3., num_inference_steps=16,
                  generator=None, num_images_per_prompt=1, image=None, strength=0.8, mask_image=None,
-                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.7,
+                 callback_on_step_end=None, output_type='pil', guidance_rescale=0.5,
                  guidance_interval=(100, 900)):
         """Returns an object whose `.images` are pictures of `prompt`, a sentence or a list of them.
 

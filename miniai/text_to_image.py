@@ -51,13 +51,14 @@ class TextUNet(HubModel):
     """Latents in, an answer of the same shape out, told the time and the words.
 
     `model(x, t, context)`: x `(n, in_channels, h, w)`, t `(n,)`, context `(n, tokens,
-    context_dim)`. `width` channels in each of `n_blocks` residual blocks, each followed by
-    cross-attention, the inner ones by self-attention too. `emb_dim`: length of the time vector;
-    `sample_size`: height and width of the latents that it's meant for. `trained_by`: as for `UNet`;
-    `made_for`: a checksum of the VAE and the CLIP that it was saved with."""
+    context_dim)`, zeros where there's no word. `width` channels in each of `n_blocks` residual
+    blocks, each followed by cross-attention to the words, which two layers have prepared; the inner
+    ones by self-attention too. `emb_dim`: length of the time vector; `sample_size`: height and
+    width of the latents that it's meant for. `trained_by`: as for `UNet`; `made_for`: a checksum of
+    the VAE and the CLIP that it was saved with."""
     shipped = 'unet'
 
-    def __init__(self, in_channels=4, width=128, n_blocks=4, context_dim=96, n_heads=4, emb_dim=128,
+    def __init__(self, in_channels=4, width=128, n_blocks=4, context_dim=96, n_heads=8, emb_dim=128,
                  sample_size=4, trained_by=None, made_for=None):
         super().__init__()
         self.in_channels, self.context_dim = in_channels, context_dim
@@ -65,6 +66,8 @@ class TextUNet(HubModel):
         self.emb_dim, self.sample_size = emb_dim, sample_size
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))
+        self.words = nn.Sequential(nn.Linear(context_dim, 2*context_dim), nn.GELU(),
+                                   nn.Linear(2*context_dim, context_dim))
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
         self.res = nn.ModuleList(ResBlock(width, width, emb_dim) for _ in range(n_blocks))
         inner = range(1, n_blocks - 1)
@@ -80,6 +83,7 @@ class TextUNet(HubModel):
             raise ValueError(f"expected latents (n, {self.in_channels}, h, w), words (n, tokens, "
                              f"{self.context_dim}): {tuple(x.shape)}, {tuple(context.shape)}")
         emb = self.emb(timestep_embedding(t, self.emb_dim).to(x.dtype))
+        context = (context + self.words(context))*context.any(2, keepdim=True)
         x = self.stem(x)
         for res, attn, cross in zip(self.res, self.attn, self.cross):
             x = cross(attn(res(x, emb)), context)
