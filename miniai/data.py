@@ -206,8 +206,7 @@ def _hold_out(ds, test_size, name):
     check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
     files = ds['_file'] if '_file' in ds.column_names else range(len(ds))
     rows = [*pd.RangeIndex(len(ds)).groupby(pd.factorize(pd.Series(files))[0]).values()]
-    if len(rows) < 2:
-        raise ValueError(f"{name!r:.99} holds {len(rows)} rows: give two or more")
+    whole_number(f'the number of rows in {name!r:.99}', len(rows), 2)
     cut = Dataset.from_dict(dict(i=range(len(rows)))).train_test_split(test_size, seed=0)
     return {k: ds.select(np.concatenate([rows[i] for i in part['i']])) for k, part in cut.items()}
 
