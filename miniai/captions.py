@@ -217,7 +217,7 @@ def _digits_of(ds):
         names = dict(enumerate(getattr(ds.features['label'], 'names', range(10))))
         return np.array([list('0123456789').index(str(names[k])) for k in ds['label']])
     except (KeyError, ValueError) as e:
-        raise ValueError(f"no column 'label' of digits in columns {ds.column_names}: {e}") from e
+        raise ValueError(f"no digits 0 to 9 as 'label' (or else 'text', captions): {e}") from e
 
 # %% ../nbs/30_captions.ipynb #00000036
 def captioned_digits(source=None, size=32, n_train=60_000, n_test=5_000, seed=0, held_out=True):

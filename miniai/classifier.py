@@ -79,6 +79,20 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
         self._hub_mixin_config |= settings
         return self
 
+    def save_pretrained(self, folder, **hub):
+        """Writes config.json and model.safetensors to a folder.
+
+        Raises `FileExistsError` where config.json is there, but isn't of such a model."""
+        path, ours = Path(folder)/'config.json', {*(self._hub_mixin_config or ())}
+        try:
+            foreign = path.is_file() and not {*json.loads(path.read_text())} <= ours
+        except (ValueError, TypeError):
+            foreign = True
+        if foreign:
+            raise FileExistsError(f"{str(path)!r} is there already and isn't of such a model: "
+                                  "move it away, or choose another folder")
+        return super().save_pretrained(folder, **hub)
+
     @classmethod
     def from_pretrained(cls, folder=None, **hub):
         """Returns a model in evaluation mode and float32, from a folder or a Hub id.
@@ -99,7 +113,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
             for k, v in tensors.items():
                 check_finite(f'weights {k}', v, 'train it again')
         except (ValueError, TypeError, RuntimeError, SafetensorError) as e:
-            raise ValueError(f"the files in {str(folder)!r} don't fit {cls.__name__}: "
+            kind = {SafetensorError: "model.safetensors is damaged, or none (git lfs pull?): ",
+                    json.JSONDecodeError: "config.json is damaged: "}.get(type(e), '')
+            raise ValueError(f"the files in {str(folder)!r} don't fit {cls.__name__}: {kind}"
                              + ' '.join(str(e).split())[:200]) from e
         return model.float().eval()
 

@@ -34,7 +34,7 @@ _seed = _kind(int, range(2**32).__contains__, 'from 0 to 2**32 - 1')
 _up_to_1000 = _kind(int, range(1, 1001).__contains__, 'from 1 to 1000')
 _share = _kind(float, lambda v: 0 <= v <= 1, 'from 0 to 1')
 _scale = _kind(float, lambda v: 0 <= v <= 100, 'from 0 to 100')
-_name = _kind(str, str.strip, 'a name: it is empty')
+_name = _kind(os.path.expanduser, str.strip, 'a name: it is empty')
 
 def build_parser() -> argparse.ArgumentParser:
     "Returns the parser of the `miniai` command."
@@ -82,8 +82,9 @@ def _add_train(p):
         part = models.add_parser(name, help=words, description=f'Makes {words} from nothing. '
                                  'Interrupted, the same command carries on.')
         part.add_argument('--data', type=_name, default='digits', help="the handwriting: 'digits' "
-                          "(the default), a Hub id like ylecun/mnist, or a folder of labelled "
-                          "pictures" + (', or of captioned ones of any kind')*(name != 'vae'))
+                          "(the default), a Hub id like ylecun/mnist, or a folder of "
+                          "digits labelled 0 to 9" + ', or of any pictures with captions'*(
+                              name != 'vae'))
         _add_length(part, name == 'vae')
         part.add_argument('--out', type=_name, default=out,
                           help=f'folder to write to (default: {out})')

@@ -8,9 +8,13 @@ __all__ = ['load_digits', 'held_out_split', 'load_images', 'images_to_tensor', '
 
 # %% ../nbs/10_data.ipynb #00000020
 import io
+import json
 import os
 import random
+import warnings
+from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +48,9 @@ def load_digits(size=8):
 # %% ../nbs/10_data.ipynb #00000025
 _HELD_OUT = 'test', 'validation', 'valid', 'val'
 _SPLITS = {'train', *_HELD_OUT}
+_ALSO = {k: k for k in _SPLITS} | dict(training='train', testing='test', dev='val', eval='test')
+_LABELS, _TEXTS = ('label', 'labels', 'class'), ('text', 'caption')
+_QUIET = '', '.md', '.db', '.ini'                      # files of these kinds aren't worth a word
 
 def held_out_split(dataset_dict) -> str:
     "The name of the split that is held out. Raises `ValueError` if it or `train` is missing."
@@ -56,16 +63,19 @@ def held_out_split(dataset_dict) -> str:
 def _read(name):
     "The tables in a folder or on the Hub, with errors that say what to do."
     from datasets import config, load_dataset
+    if not name.strip():
+        raise ValueError(f"name is {name!r}: give 'digits', a Hub id, or a folder ('.' for this)")
     root = Path(os.environ.get('MINIAI_DATA') or name)
     places = Path(name.removeprefix('./')).expanduser(), root/name, root/Path(name).name
     is_name = name[:1] not in './~' and '..' not in name and name.count('/') < 2
     folder = next(filter(os.path.isdir, places if is_name else places[:1]), None)
-    if folder and _SPLITS & set(os.listdir(folder)):
-        others = {p.parent.name for p in folder.glob('*/*')
-                  if p.suffix.lower() in Image.registered_extensions()} - _SPLITS
-        if others:                                             # they would be left out
-            raise ValueError(f"{name!r:.99} holds a split, 'train' or 'test', but also the folders "
-                             f"{sorted(others)[:5]}: rename one, or put these into splits")
+    folder = folder and Path(os.path.abspath(folder))
+    files = _files(folder) if folder else []
+    known = {k for k, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    pictures = [f for f in files if f.suffix.lower() in known]
+    # (pictures beside the Hub's own files are there to be looked at)
+    if pictures and not {'.parquet', '.arrow'} & {f.suffix for f in files}:
+        return _read_pictures(folder, files, pictures)
     # in a cache of their own: offline, a name on the Hub must not find a folder of that name
     cache = config.HF_DATASETS_CACHE/('folders' if folder else '')
     try:
@@ -78,6 +88,81 @@ def _read(name):
         raise FileNotFoundError(f"no data set called {name!r:.99}, nor a folder ({said}). Without "
                                 "a network, put a copy in the folder that MINIAI_DATA names") from e
 
+# %% ../nbs/10_data.ipynb #00000081
+def _files(folder):
+    "All files below a folder, sorted; no hidden ones. Links to folders elsewhere are followed."
+    top, found = folder.resolve(), []
+    for at, folders, names in os.walk(folder, followlinks=True):
+        here = Path(at).resolve()
+        to = {f: (here/f).resolve() for f in folders if f[0] != '.'}
+        folders[:] = [f for f, p in to.items() if p == here/f
+                      or not p.is_relative_to(top) and not here.is_relative_to(p)]
+        found += [Path(at, n) for n in names if n[0] != '.' and os.path.isfile(Path(at, n))]
+    return sorted(found)
+
+def _told(path):
+    "What a metadata file tells: `_file`, `label` and `text`, a row for each text."
+    import pandas as pd
+    try:
+        if path.suffix == '.csv':
+            read = partial(pd.read_csv, path, index_col=False, skipinitialspace=True)
+            with warnings.catch_warnings(action='error'):            # of lines that are too long
+                rows, words = read(), read(dtype=str, keep_default_na=False)     # 007 isn't 7
+            rows = rows.assign(**{c: words[c] for c in words if c.strip().lower() in _TEXTS})
+        else:
+            lines = path.read_text('utf-8-sig').split('\n')
+            rows = pd.DataFrame([json.loads(o) for o in lines if o.strip()], dtype=object)
+        rows.columns = [str(c).strip().lower() for c in rows]
+        files = [os.path.normpath(path.parent/f.replace('\\', '/')) for f in rows['file_name']]
+    except (ValueError, AttributeError, KeyError, Warning) as e:
+        raise ValueError(f"{str(path)!r} can't be read ({str(e)[:90].strip()}): expected UTF-8 and "
+                         'lines like {"file_name": "0.png", "text": "a cat"}, or in a metadata.csv '
+                         '0.png,"a cat, asleep" below file_name,text') from e
+    label, text = (next((rows[c] for c in known if c in rows), None) for known in (_LABELS, _TEXTS))
+    told = pd.DataFrame(dict(_file=files, label=label, text=text)).explode('text')
+    return told.assign(text=told['text'].map(str, na_action='ignore'))
+
+def _placed(folder, found):
+    "Of each picture that's used: its file, its split, and the folders in which it lies there."
+    dirs = [f.relative_to(folder).parent.parts for f in found]
+    common = os.path.commonprefix(dirs)
+    top = next((i for i, name in enumerate(common) if name in _SPLITS), len(common))
+    names = {d[top] for d in dirs if len(d) > top}
+    if 'train' in map(_ALSO.get, names) and names <= {*_ALSO}:
+        return [(str(f), _ALSO[d[top]], d[top + 1:]) for f, d in zip(found, dirs) if d[top:]]
+    if names & _SPLITS:                                              # they would be left out
+        raise ValueError(f"{str(folder)!r:.99} holds the folders {sorted(names)[:5]}: expected "
+                         "'train' and 'test' alone, not others beside them, or none of these names")
+    return [(str(f), 'train', d[top:]) for f, d in zip(found, dirs)]
+
+# %% ../nbs/10_data.ipynb #00000082
+def _read_pictures(folder, files, pictures):
+    "A table of each split: pictures, their folders' names as `label`, and what metadata tells."
+    import pandas as pd
+    from datasets import Dataset, Image
+    rows = pd.DataFrame(_placed(folder, pictures), columns=['_file', 'split', 'at'])
+    tables = [f for f in files if f.name in ('metadata.csv', 'metadata.jsonl')]
+    train = rows['at'][rows['split'] == 'train']
+    if train.str.len().nunique() == 1 and train.str[-1].nunique() > 1:
+        if train.str[:-1].nunique() == 1:
+            rows['label'] = rows['at'].str[-1].where(rows['at'].str.len() == train.str.len().max())
+        elif not tables:
+            raise ValueError("the folders of classes must lie side by side, not in several folders")
+    if tables:
+        told = pd.concat(map(_told, tables)).drop_duplicates().dropna(axis=1, how='all')
+        for lost in {*told['_file']} - {*rows['_file']}:
+            raise ValueError(f"{str(tables[0])!r} tells of {lost!r}, but there's no such picture")
+        rows = rows[['_file', 'split', *{'label'} & {*rows} - {*told}]].merge(told, on='_file')
+    left = Counter(f.suffix.lower() for f in {*files} - {*tables, *map(Path, rows['_file'])})
+    kinds = ', '.join(f'{n} {kind}' for kind, n in sorted(left.items()) if kind not in _QUIET)
+    if kinds:
+        warnings.warn(f"{str(folder)!r:.99}: not used are {kinds}: no pictures, beside the splits, "
+                      "or without a line in the metadata", stacklevel=4)
+    rows = rows.assign(image=rows['_file']).astype(object).replace({np.nan: None})
+    kept = [c for c in ('image', '_file', 'label', 'text') if c in rows]
+    return {k: Dataset.from_dict(part[kept].to_dict('list')).cast_column('image', Image())
+            for k, part in rows.groupby('split')}
+
 # %% ../nbs/10_data.ipynb #00000026
 def _tidy(ds, name):
     "The picture column as `image`; where there are such, classes as `label`, captions as `text`."
@@ -86,22 +171,20 @@ def _tidy(ds, name):
     if not images:
         raise ValueError(f"{name!r:.99} has columns {list(kinds)[:12]} but no pictures")
     labels = [c for c, k in kinds.items() if k in ('Value', 'ClassLabel')
-              and c.strip().lower() in ('label', 'labels', 'class')]
+              and c.strip().lower() in _LABELS]
     labels += [c for c, k in kinds.items() if k == 'ClassLabel']
-    texts = [c for c in ('text', 'caption') if 'string' in getattr(ds.features.get(c), 'dtype', '')]
+    texts = [c for c in _TEXTS if 'string' in getattr(ds.features.get(c), 'dtype', '')]
     names = {c[0]: k for c, k in ((images, 'image'), (labels, 'label'), (texts, 'text')) if c}
+    names |= {'_file': '_file'} if '_file' in kinds else {}
     return ds.select_columns(list(names)).rename_columns(names)
 
 def _number_labels(dd):
     "Labels of any kind as 0 to k - 1 with their names; -1 where one is missing; no column of none."
     import pandas as pd
-    from datasets import ClassLabel, DatasetDict, Image
-    names = getattr(dd['train'].features.get('label'), 'names', None)
-    if names and dd['train'].info.builder_name == 'imagefolder':
-        rows = dd['train'].cast_column('image', Image(decode=False))['image']
-        if len({Path(row['path']).parent.parent for row in rows}) > 1:
-            raise ValueError("the folders of classes must lie side by side, not in several folders")
-    others = {k: ds.select_columns(sorted({*ds.column_names} - {'label'})) for k, ds in dd.items()}
+    from datasets import ClassLabel, DatasetDict
+    names, kept = getattr(dd['train'].features.get('label'), 'names', None), ('image', 'text')
+    others = {k: ds.select_columns([c for c in kept if c in ds.column_names])
+              for k, ds in dd.items()}
     values = [v.strip() if isinstance(v, str) else v for ds in dd.values()
               for v in (ds['label'] if 'label' in ds.column_names else [None]*len(ds))]
     none = ['', -1] if set(values) != {1, -1} else []                     # these are two classes
@@ -116,6 +199,17 @@ def _number_labels(dd):
             dd[k] = ds.add_column('label', numbers[k]).cast_column('label', ClassLabel(names=names))
     return dd
 
+def _hold_out(ds, test_size, name):
+    "The rows as `train` and `test`, those of one picture on one side."
+    import pandas as pd
+    from datasets import Dataset
+    check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
+    files = ds['_file'] if '_file' in ds.column_names else range(len(ds))
+    rows = [*pd.RangeIndex(len(ds)).groupby(pd.factorize(pd.Series(files))[0]).values()]
+    whole_number(f'the number of rows in {name!r:.99}', len(rows), 2)
+    cut = Dataset.from_dict(dict(i=range(len(rows)))).train_test_split(test_size, seed=0)
+    return {k: ds.select(np.concatenate([rows[i] for i in part['i']])) for k, part in cut.items()}
+
 # %% ../nbs/10_data.ipynb #00000027
 def load_images(name_or_folder, test_size=0.1):
     """A set of pictures, looked for on disk, then in the folder `MINIAI_DATA`, then on the Hub.
@@ -126,6 +220,9 @@ def load_images(name_or_folder, test_size=0.1):
     the share of rows held out where the data has no test split of its own. Returns a `DatasetDict`
     with `train` and `test`, columns `image` and, where there are classes, `label` (0 to k - 1, with
     names), and `text` where a `metadata.csv` or `metadata.jsonl` gives each `file_name` its `text`.
+    All rows of a picture with several texts are on one side. Splits are `train` and `test` (or
+    `val` ...) as folders side by side; no other name means one. It warns of files that it leaves
+    out, such as pictures of which the metadata doesn't tell.
 
     Raises `FileNotFoundError` when it's nowhere (or the Hub can't be reached), `ValueError` when it
     holds no pictures, or one alone."""
@@ -135,9 +232,7 @@ def load_images(name_or_folder, test_size=0.1):
     name = os.path.join('.' if isinstance(name_or_folder, Path) else '', str(name_or_folder))
     dd = DatasetDict({k: _tidy(ds, name) for k, ds in _read(name).items()})
     if 'train' in dd and not set(dd) & set(_HELD_OUT):
-        check_number('test_size', test_size, lambda v: 0 < v < 1, 'a share between 0 and 1')
-        whole_number(f'the number of rows in {name!r:.99}', len(dd['train']), 2)
-        dd = dd['train'].train_test_split(test_size=test_size, seed=0)
+        dd = _hold_out(dd['train'], test_size, name)
     test = dd[held_out_split(dd)]
     return _number_labels(DatasetDict(train=dd['train'], test=test))
 
@@ -223,7 +318,7 @@ def _targets(ds, name):
     if missing:
         raise ValueError(f"no column {missing.pop()!r}: there are {', '.join(ds.column_names)}")
     values = list(ds[name]) if name in ds.column_names else [-1]*len(ds)
-    if isinstance(values[0], str):
+    if any(isinstance(v, str) for v in values):
         return values
     return torch.as_tensor([-1 if v is None else v for v in values])
 

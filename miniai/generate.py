@@ -35,13 +35,16 @@ def _open(path, what):
     if path is None:
         return None
     try:
-        return to_pil(ImageOps.exif_transpose(Image.open(path)))
+        background = 'black' if what == 'the mask' else 'white'      # of what's transparent
+        return to_pil(ImageOps.exif_transpose(Image.open(path)), background=background)
     except Exception as e:                                        # a damaged file raises anything
         why = "there's none" if isinstance(e, FileNotFoundError) else "no picture, or damaged"
         raise ValueError(f"{what} {str(path)!r} can't be read: {why}") from e
 
 def _shrink(image, mask, side):
     "Both at the model's size, so that what `_enlarge` made large is again what it was."
+    if mask and mask.size == image.size and mask.convert('L').getextrema()[1] < 128:
+        raise ValueError("the mask has no white (over half of full): nothing would be drawn")
     if image is None or mask and mask.size != image.size or image.width != image.height:
         return image, mask                     # the pipeline crops, or refuses
     return [o and o.resize((side, side), Image.Resampling.BOX) for o in (image, mask)]

@@ -6,6 +6,8 @@
 __all__ = ['PipelineOutput', 'Inpaint', 'TextToImagePipeline']
 
 # %% ../nbs/36_edit.ipynb #00000002
+import hashlib
+import json
 import tempfile
 from collections import namedtuple
 from importlib.resources import files
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -98,11 +100,15 @@ class TextToImagePipeline:
         if missing:
             raise FileNotFoundError(f"{str(folder)!r} holds no text-to-image model: "
                                     f"{' and '.join(missing)} missing")
-        parts = [kind.from_pretrained(folder/name) for name, kind in _PARTS.items()]
-        return cls(*parts, DPMSolverScheduler.from_pretrained(folder/'scheduler'))
+        vae, clip, unet = (kind.from_pretrained(folder/name) for name, kind in _PARTS.items())
+        if unet.made_for not in (None, _checksum(vae, clip)):
+            raise ValueError(f"VAE or CLIP in {str(folder)!r} isn't what its U-Net was saved with: "
+                             "their latents or words would mean something else to it")
+        return cls(vae, clip, unet, DPMSolverScheduler.from_pretrained(folder/'scheduler'))
 
     def save_pretrained(self, folder):
         "Writes all parts to a folder, for `from_pretrained`."
+        self.unet.keep(made_for=_checksum(self.vae, self.clip))
         for name in (*_PARTS, 'scheduler'):
             getattr(self, name).save_pretrained(Path(folder)/name)
 
@@ -228,6 +234,12 @@ def _check_call(scale, strength, output_type, generator, image, mask):
         if not isinstance(picture, (Image.Image, torch.Tensor)):
             raise TypeError(f"expected a PIL picture or a tensor, but got {type(picture)}")
 
+def _checksum(*models):
+    "Of words, the latents' scale, and weights in half precision, as they're stored."
+    told = [m._hub_mixin_config.get(k) for m in models for k in ('words', 'scaling_factor')]
+    weights = [v.half().cpu().numpy().tobytes() for m in models for v in m.state_dict().values()]
+    return dict(sha256=hashlib.sha256(b''.join([json.dumps(told).encode(), *weights])).hexdigest())
+
 def _as_list(value):
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
@@ -252,7 +264,10 @@ def _size(image):
 def _to_tensor(image, side, channels):
     "`(n, channels, side, side)` in [-1, 1]."
     if not isinstance(image, torch.Tensor):
-        return images_to_tensor(_as_list(image), side, channels)
+        images = _as_list(image)
+        if channels == 1:                               # a mask is often a white shape on nothing
+            images = [to_pil(ImageOps.exif_transpose(o), background='black') for o in images]
+        return images_to_tensor(images, side, channels)
     x = image.float() if channels == 3 else image.float()*2 - 1
     x = x[(None,)*(4 - x.ndim)]
     if x.shape != (len(x), channels, side, side) or not len(x) or not x.abs().max() <= 1.001:

@@ -168,19 +168,28 @@ def check_picture(path, kind='PNG'):
     if Image.registered_extensions().get(path.suffix.lower()) != kind:
         raise ValueError(f"{path.name!r} is no name of a {kind} picture file: end it in "
                          f".{kind.lower()}")
+    if len(path.name.encode()) > 200:
+        raise ValueError(f"a name of {len(path.name)} characters, {path.name[:20]}..., is too long")
     try:
-        info = Image.open(path).info if path.exists() else dict(Software='miniai')
+        there = Image.open(path) if path.exists() else None
+        info = there.info if there else dict(Software='miniai')
+        same = 'Checksum' not in info or info['Checksum'] == _pixels(there)
     except (OSError, Image.DecompressionBombError):                       # a folder, for example
-        info = {}
+        info, same = {}, True
     if info.get('Software', info.get('comment')) not in ('miniai', b'miniai'):
         raise FileExistsError(f"{str(path)!r} is there already and isn't a picture of miniai's "
                               "making: choose another name")
+    if not same:
+        raise FileExistsError(f"{str(path)!r} was changed since miniai wrote it: choose another "
+                              "name, or move it away")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()          # now, not after drawing
     except OSError as e:
         raise OSError(f"can't write to the folder {str(path.parent)!r} ({e.strerror}): choose "
                       "another") from e
+
+def _pixels(im): return hashlib.sha256(im.convert('RGBA').tobytes()).hexdigest()[:16]
 
 def write_picture(path, picture, **texts):
     """Writes a PIL picture as PNG, or an `Animation` as GIF, with miniai's name inside.
@@ -193,6 +202,7 @@ def write_picture(path, picture, **texts):
             f.write(gif[:at] + b'!\xfe\x06miniai\0' + gif[at:])
         else:
             mark = PngInfo()
-            for name, text in dict(texts, Software='miniai').items():
+            texts |= dict(Software='miniai', Checksum=_pixels(picture))
+            for name, text in texts.items():
                 mark.add_text(name, str(text))
             picture.save(f, 'PNG', pnginfo=mark)

@@ -54,13 +54,15 @@ class TextUNet(HubModel):
     context_dim)`, zeros where there's no word. `width` channels in each of `n_blocks` residual
     blocks, each followed by cross-attention to the words, which two layers have prepared; the inner
     ones by self-attention too. `emb_dim`: length of the time vector; `sample_size`: height and
-    width of the latents that it's meant for."""
+    width of the latents that it's meant for. `trained_by`: as for `UNet`; `made_for`: a checksum of
+    the VAE and the CLIP that it was saved with."""
     shipped = 'unet'
 
     def __init__(self, in_channels=4, width=128, n_blocks=4, context_dim=96, n_heads=8, emb_dim=128,
-                 sample_size=4):
+                 sample_size=4, trained_by=None, made_for=None):
         super().__init__()
         self.in_channels, self.context_dim = in_channels, context_dim
+        self.trained_by, self.made_for = trained_by, made_for
         self.emb_dim, self.sample_size = emb_dim, sample_size
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 from miniai import cli
@@ -35,6 +36,13 @@ def command(words):
         return e.code
 
 
+def texts(**told):
+    mark = PngInfo()
+    for name, text in told.items():
+        mark.add_text(name, text)
+    return mark
+
+
 @pytest.fixture(scope='module')
 def top(tmp_path_factory):
     "A folder with an untrained model, pictures, and somebody's files."
@@ -48,6 +56,12 @@ def top(tmp_path_factory):
     half = Image.new('L', (64, 64))
     half.paste(255, (0, 32, 64, 64))
     half.save(top/'large mask.png')
+    clear = Image.new('RGBA', (64, 64), (255, 255, 255, 0))          # white, but half of it unseen
+    clear.paste('white', (0, 32, 64, 64))
+    clear.save(top/'clear mask.png')
+    Image.new('L', (32, 32), 1).save(top/'ones.png')
+    old = texts(Software='miniai', Checksum='0')
+    Image.new('RGB', (32, 32), 'red').save(top/'edited.png', pnginfo=old)
     (top/'broken.png').write_bytes((top/'start.png').read_bytes()[:60])
     (top/'text.png').write_text('precious')
     Image.new('L', (8, 8)).save(top/'theirs.gif')
@@ -103,9 +117,9 @@ def test_a_picture_to_start_from(at):
     with torch.no_grad():
         back = pipe.vae.decode(pipe.vae.encode((x*127.5).round()/127.5))
     assert (y - back).abs().max() < 0.02
-    for strength, some in ((None, 16), (0.5, 16)):
-        z = generate('six', image='large.png', mask='large mask.png', strength=strength, steps=4,
-                     model='model', out='d.png')
+    for strength, mask in ((None, 'clear mask.png'), (0.5, 'large mask.png')):
+        z, some = generate('six', image='large.png', mask=mask, strength=strength, steps=4,
+                           model='model', out='d.png'), 16
         red = torch.tensor([1., -1, -1]).view(3, 1, 1)
         assert (z[0, :, :some] == red).all() and (z[0, :, some:] != red).any()
     assert Image.open('d.png').info['mask'] == 'large mask.png'
@@ -122,6 +136,8 @@ MISTAKES = {
     'seven --image empty': "can't be read",
     'seven --image start.png --mask text.png': "the mask 'text.png' can't be read",
     'seven --image large.png --mask mask.png': 'the mask is 32x32, but the picture 64x64',
+    'seven --image start.png --mask ones.png': 'the mask has no white',
+    'seven --out edited.png': 'was changed since miniai wrote it',
     'seven --mask mask.png': 'give an image too',
     'seven --strength 0.5': 'give an image too',
     'seven --image start.png --strength 1.1': 'not from 0 to 1',
@@ -167,7 +183,9 @@ def test_marks_in_pictures(tmp_path):
         assert im.info['comment'] == b'miniai' and im.n_frames == len(frames)
         check_picture(tmp_path/'a.gif', 'GIF')
     write_picture(tmp_path/'a.png', Image.new('L', (4, 4)), prompt='grün', Software='other')
-    assert Image.open(tmp_path/'a.png').info == dict(prompt='grün', Software='miniai')
+    info = Image.open(tmp_path/'a.png').info
+    assert info.pop('Checksum') and info == dict(prompt='grün', Software='miniai')
+    check_picture(tmp_path/'a.png')
 
 
 # training

@@ -301,6 +301,18 @@ REFUSED = dict(
                               metadata_csv='file_name,label\n0.png,1\n1.png,2\nlost.png,1\n'))),
         ('a table without a header', ValueError, 'file_name',
          lambda s: loaded(put(twelve(s.tmp/'x'), metadata_csv='0.png,1\n1.png,2\n'))),
+        *((f'metadata: {name}', ValueError, f'metadata.{kind}.*expected UTF-8.*{{"file_name"',
+           lambda s, kind=kind, what=what: load_images(put(
+               twelve(s.tmp/'x'), **{f'metadata_{kind}': what})))
+          for name, kind, what in (
+              ('nothing', 'jsonl', ''), ('one list', 'jsonl', '[{"file_name": "0.png"}]'),
+              ('commas behind', 'jsonl', '{"file_name": "0.png"},\n{"file_name": "1.png"}'),
+              ('UTF-16', 'jsonl', '{"file_name": "0.png", "text": "a"}'.encode('utf-16')),
+              ('no file_name', 'jsonl', '{"file": "0.png"}'),
+              ('a number for a name', 'jsonl', '{"file_name": 7}'),
+              ('semicolons', 'csv', 'file_name;text\n0.png;a'),
+              ('commas without quotes', 'csv', 'file_name,text\n0.png,a, b\n1.png,c, d'),
+              ('one comma too many', 'csv', 'file_name,text\n0.png,a\n1.png,c, d'))),
         ('all held out', ValueError, 'test_size', lambda s: load_images('pictures', 1.0)),
         ('none held out', ValueError, 'test_size', lambda s: load_images('pictures', 0)),
         ('less than none', ValueError, 'test_size', lambda s: load_images('pictures', -0.5)),
@@ -781,6 +793,17 @@ REFUSED = dict(
          lambda s: UNet.from_pretrained(with_weights(s, lambda b: b''))),
         ('weights of NaN', ValueError, 'weights .* hold NaN',
          lambda s: UNet.from_pretrained(reloaded(s, filled(tiny(), NAN), folder=True))),
+        *((f'for weights: {name}', ValueError, 'model.safetensors is damaged.*git lfs',
+           lambda s, b=b: UNet.from_pretrained(with_weights(s, lambda _: b)))
+          for name, b in dict(a_pointer=b'version https://git-lfs.github.com/spec/v1', a_zip=b'PK',
+                              nothing=b'').items()),
+        ('settings of 0 bytes', ValueError, 'config.json is damaged',
+         lambda s: UNet.from_pretrained(put(with_weights(s, lambda b: b), config_json=''))),
+        ("saved over somebody's settings", FileExistsError, 'config.json.*move it away',
+         lambda s: tiny().save_pretrained('hub')),
+        ("saved over diffusers' settings", FileExistsError, 'config.json.*move it away',
+         lambda s: tiny().save_pretrained(put(s.tmp/'x', config_json=json.dumps(
+             dict(_class_name='UNet2DModel', in_channels=3))))),
         ('noise that is none', ValueError, 'mean nothing',
          lambda s: drawn(UNet.from_pretrained(edited(s, 'config.json', trained_by={'a': 1})))),
         ('a guide that is broken', ValueError, 'guide',
@@ -994,6 +1017,47 @@ def hidden(value):
 def unlabelled(s):
     x, y = loaded(twelve(s.tmp/'x'))
     return (y == -1).all()
+
+
+def used(folder):
+    "How many pictures of a folder are used, and the names of their classes."
+    dd = load_images(folder)
+    return sum(map(len, dd.values())), getattr(dd['train'].features.get('label'), 'names', None)
+
+
+def linked(s):
+    for name in 'ab':
+        twelve(s.tmp/'elsewhere'/name)
+    (s.tmp/'x').mkdir()
+    for name in 'ab':
+        (s.tmp/'x'/name).symlink_to(s.tmp/'elsewhere'/name)
+    (s.tmp/'elsewhere'/'a'/'back').symlink_to(s.tmp/'x')
+    (s.tmp/'elsewhere'/'b'/'up').symlink_to(s.tmp/'elsewhere'/'b')
+    return used(s.tmp/'x') == (24, ['a', 'b'])
+
+
+def told_of(folder, words):
+    with pytest.warns(UserWarning, match=words):
+        return used(folder)[0] == 2
+
+
+def texts_of(s, texts, kind, below='.'):
+    "The texts of two pictures whose metadata is written so."
+    line = '{{"file_name": "{}/{}.png", "text": {}}}' if kind == 'jsonl' else '{}/{}.png,{}'
+    lines = [line.format(below, i, text) for i, text in enumerate(texts)]
+    folder = put(s.tmp/'x', **{f'{below}/0_png': s.im, f'{below}/1_png': s.im, f'metadata_{kind}':
+                               '\n'.join(['file_name,text']*(kind == 'csv') + lines)})
+    return sorted(t for ds in load_images(folder, 0.5).values() for t in ds['text'])
+
+
+def five_captions(s):
+    "No picture is trained on and held out, and the share is of pictures."
+    for i in range(10):
+        put(s.tmp/'x', **{f'{i}_png': Image.new('L', (8, 8), i)})
+    dd = load_images(put(s.tmp/'x', metadata_jsonl='\n'.join(json.dumps(
+        dict(file_name=f'{i % 10}.png', text=str(i))) for i in range(50))), 0.2)
+    sides = [{im.getpixel((0, 0)) for im in ds['image']} for ds in dd.values()]
+    return [*map(len, sides)] == [8, 2] and not sides[0] & sides[1] and len(dd['test']) == 10
 
 
 def seen_before(s):
@@ -1348,6 +1412,31 @@ RIGHT = dict(
         ('true and false', lambda s: labelled(s, ['True', 'False']*6, ['True', 'False']*6)),
         ('years', lambda s: labelled(s, [1999, 2024]*6, ['1999', '2024']*6)),
         ('a trailing slash', lambda s: len(loaded(f"{twelve(s.tmp/'x')}/")[0]) == 10),
+        ('classes called as splits, nearly', lambda s: used(
+            [twelve(s.tmp/'x'/c) for c in ('test-tube', 'flask', 'train-station', 'eval')][0].parent
+         ) == (48, ['eval', 'flask', 'test-tube', 'train-station'])),
+        ('files called as splits', lambda s: used(put(twelve(s.tmp/'x'), **dict.fromkeys(
+            ['test_png', 'train 1_png', 'a-val-3_png', 'eval_png'], s.im))) == (16, None)),
+        ('training and testing', lambda s: [twelve(s.tmp/'x'/n) for n in ('training', 'testing')]
+         and len(load_images(s.tmp/'x')['test']) == 12),
+        ('classes to train on, none in the test', lambda s: used([twelve(s.tmp/'x'/n) for n in (
+            'train/a', 'train/b', 'test')][2].parent) == (36, ['a', 'b'])),
+        ('brackets and stars', lambda s: used(twelve(s.tmp/'a [1] *?')) == (12, None)),
+        ('classes that are links, one leads back', linked),
+        ('what is left out is told', lambda s: told_of(put(
+            twelve(s.tmp/'x'), z_heic='x', metadata_csv='file_name,text\n0.png,a\n1.png,b\n'),
+            "not used are 1 .heic, 10 .png")),
+        *((f'texts: {name}', lambda s, t=t, kind=kind, found=found: texts_of(s, t, kind) == found)
+          for name, kind, t, found in (
+              ('numbers', 'jsonl', ['7', '8.5'], ['7', '8.5']),
+              ('two in a list', 'jsonl', ['["a", "b"]', '"c"'], ['a', 'b', 'c']),
+              ('007 and NA', 'csv', ['007', 'NA'], ['007', 'NA']))),
+        ('metadata above the splits', lambda s: texts_of(s, ['"a"', '"b"'], 'jsonl', 'train')
+         == ['a', 'b']),
+        ('classes and texts', lambda s: used(put([twelve(s.tmp/'x'/c) for c in 'ab'][0].parent,
+            metadata_csv='file_name,text\n' + ''.join(f'{c}/{i}.png,x\n' for c in 'ab'
+                                                      for i in range(12)))) == (24, ['a', 'b'])),
+        ('five captions of a picture, on one side', five_captions),
         ('a file of parquet', lambda s: s.digits['test'].to_parquet(s.tmp/'train.parquet')
          and len(load_images(s.tmp)['train']) == 324),
     ],
@@ -1613,6 +1702,7 @@ COMMAND = [
     ('sample MODEL --out p.png', 2, "isn't a picture of miniai's making"),
     ('sample MODEL --out pictures', 2, 'end it in .png'),
     ('sample MODEL --out notes.txt', 2, 'end it in .png'),
+    (f"sample MODEL --out {'a'*300}.png", 2, '304 characters.*too long'),
     ('sample MODEL --out a.jpg', 2, 'end it in .png'),
     ('sample MODEL --out notes.txt/a.png', 2, 'notes.txt'),
     ('sample MODEL --seed 99999999999999999999 --out TMP/a.png', 2, 'seed'),

@@ -327,6 +327,9 @@ def test_a_mask_as_a_picture_and_one_of_another_size_with_its_picture(pipe, pict
     want = draw(pipe, image=picture, mask_image=mask)
     assert torch.equal(draw(pipe, image=im, mask_image=drawn), want)
     assert torch.equal(draw(pipe, image=im, mask_image=drawn.convert('RGB')), want)
+    clear = Image.new('RGBA', drawn.size, (255, 255, 255, 0))  # a white shape on nothing
+    clear.paste('white', mask=drawn)
+    assert torch.equal(draw(pipe, image=im, mask_image=clear), want)
     large = [o.resize((64, 64), Image.Resampling.NEAREST) for o in (im, drawn)]
     x = draw(pipe, image=large[0], mask_image=large[1])
     away = mask == 0
@@ -459,6 +462,41 @@ def test_a_part_that_is_missing_or_of_another_kind(pipe, part, tmp_path):
     config.write_text(json.dumps({'strange': 1}))
     with pytest.raises(ValueError, match=part):
         TextToImagePipeline.from_pretrained(tmp_path)
+
+
+def test_parts_changed_on_disk_are_refused(pipe, tmp_path):
+    noise = {k: pipe.scheduler.config[k] for k in ('beta_schedule', 'prediction_type')}
+    pipe.unet.keep(trained_by=noise)
+    pipe.save_pretrained(tmp_path)
+    pipe.unet.keep(trained_by=None)
+
+    def change(name, **settings):
+        old = json.loads((tmp_path / name).read_text())
+        new = {k: v for k, v in (old | settings).items() if v is not None}
+        (tmp_path / name).write_text(json.dumps(new))
+        return (tmp_path / name).write_text, json.dumps(old)
+
+    words = json.loads((tmp_path / 'clip/config.json').read_text())['words']
+    for name, changes in (
+        ('vae', dict(scaling_factor=None)),
+        ('vae', dict(scaling_factor=0.5)),
+        ('clip', dict(words=words[::-1])),
+    ):
+        undo, old = change(f'{name}/config.json', **changes)
+        with pytest.raises(ValueError, match="isn't what its U-Net was saved with"):
+            TextToImagePipeline.from_pretrained(tmp_path)
+        undo(old)
+    for kind in (None, 'epsilon'):
+        undo, old = change('scheduler/scheduler_config.json', prediction_type=kind)
+        with pytest.raises(ValueError, match='trained to answer'):
+            draw(TextToImagePipeline.from_pretrained(tmp_path))
+        undo(old)
+    TextToImagePipeline.from_pretrained(tmp_path).vae.calibrate(
+        torch.rand(4, 3, 32, 32)).save_pretrained(tmp_path / 'vae')
+    with pytest.raises(ValueError, match="isn't what its U-Net was saved with"):
+        TextToImagePipeline.from_pretrained(tmp_path)
+    change('unet/config.json', made_for=None)
+    TextToImagePipeline.from_pretrained(tmp_path)  # of an older folder nothing is known
 
 
 def test_no_folder():
