@@ -156,7 +156,8 @@ def _decode(im, row, size, broken):
         im = to_pil(ImageOps.exif_transpose(im) if isinstance(im, Image.Image) else im)
         return ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC) if size else im
     except Exception as e:  # a damaged file can raise anything
-        said = f"picture {name} can't be read: {str(e)[:200]}"
+        name, path = '/'.join(Path(name).parts[-2:]), name
+        said = f"picture {name} can't be read: {str(e).replace(path, name)[:200]}"
         if broken is None:
             raise ValueError(said) from e
         broken[row] = said
