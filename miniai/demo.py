@@ -156,8 +156,8 @@ def beside(panels: dict, ncols: int = 8, size: int = 64, rows=()) -> Image.Image
     """Returns grids of pictures side by side; `panels` gives the title of each and its pictures.
 
     `rows`: a name for each row."""
-    grids, left = [image_grid(x, ncols, size) for x in panels.values()], 120*bool(rows)
-    head, height = 28, max(g.height for g in grids)
+    grids, head = [image_grid(x, ncols, size) for x in panels.values()], 28
+    left, height = max([0] + [20 + 9*len(v[:12]) for v in rows]), max(g.height for g in grids)
     sheet = Image.new('RGB', (left + sum(g.width + 24 for g in grids), height + head), 'white')
     pen = ImageDraw.Draw(sheet)
     for i, name in enumerate(rows):

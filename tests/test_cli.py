@@ -150,12 +150,19 @@ def test_what_counts_as_classes(y, enough):
     assert D.has_classes(torch.tensor(y)) is enough
 
 
-def test_large_pictures_are_judged_small():
+def test_large_pictures_are_judged_small(monkeypatch):
+    seen, train = [], D.train_classifier
+
+    def quick(dls, *args, **kwargs):
+        seen.append(dls.train.tensors[0].shape)
+        return train(dls, *args, n_epochs=1, **kwargs)
+
+    monkeypatch.setattr(D, 'train_classifier', quick)
     x, y = torch.rand(80, 3, 64, 48)*2 - 1, torch.arange(80) % 2
-    train, test = D.TensorLoader(x[:64], y[:64], shuffle=True), D.TensorLoader(x[64:], y[64:])
-    dls = D.DataLoaders(train, test=test)
-    ev = D.make_eval(dls, 'cpu')
-    assert ev.f_train.shape == (64, 64) and ev.train.shape == (64, 3, 64, 48)
+    train_rows, test = (D.TensorLoader(x[k], y[k]) for k in (slice(64), slice(64, 80)))
+    ev = D.make_eval(D.DataLoaders(train_rows, test=test), 'cpu')
+    assert seen == [(64, 3, 32, 32)] and ev.train.shape == (64, 3, 64, 48)
+    assert ev.f_train.shape == (64, 64) and ev.f_held.shape == (16, 64)
 
 
 MISTAKES = {
