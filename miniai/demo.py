@@ -36,17 +36,17 @@ def default_widths(size: int) -> tuple:
     smaller = [k for k in (2, 4) if size % k == 0 and size//k >= 4]
     return (16, 32, 48)[:1 + len(smaller)]
 
-def recipe(size: int) -> dict:
-    """Returns the settings that suit pictures of `size` pixels a side.
+def recipe(size: int, channels: int = 1, told: bool = False) -> dict:
+    """Returns the settings that suit pictures of `size` pixels a side, 1 or 3 `channels`.
 
     'unet' for `UNet`, 'learner' for `diffusion_learner`, 'guidance' for `AutoGuidance`, and 'steps'
-    for `sample`.
+    for `sample`. A network that's `told` the class needs less guidance.
     """
     patch = 2 if size >= 16 and size % 2 == 0 else 1
     widths = default_widths(size//patch)
-    if patch == 1 or size//patch < 12:
+    if patch == 1 or size//patch < 12 and channels == 1:   # patches in colour need more widths
         return dict(unet=dict(widths=widths, patch_size=patch), learner={}, steps=12,
-                    guidance=dict(scale=1.75, interval=(0, 799)))
+                    guidance=dict(scale=1.25 if told else 1.75, interval=(0, 799)))
     widths = [(32,), (24, 48), (24, 48, 48)][len(widths) - 1]
     return dict(unet=dict(widths=widths, patch_size=patch), learner=dict(opt_func=Muon), steps=20,
                 guidance=dict(scale=2.5))
@@ -98,8 +98,8 @@ def _prepare(data, size, device, out):
     dls = DataLoaders.from_dataset(dd, size=size, device=device, valid_size=0)
     (_, c, h, w), y = dls.train.tensors[0].shape, dls.train.tensors[1]
     names = dd['train'].features['label'].names[:int(y.max()) + 1] if has_classes(y) else ()
-    model = UNet(c, **recipe(min(h, w))['unet'], sample_size=[h, w], num_classes=len(names) or None,
-                 class_names={name: i for i, name in enumerate(names)} or None)
+    model = UNet(c, **recipe(min(h, w), c)['unet'], sample_size=[h, w],
+                 num_classes=len(names) or None, class_names=dict(zip(names, range(100))) or None)
     factor = model.patch_size*2**(model.levels - 1)
     if max(h, w) > 256 or h % factor or w % factor:                       # now, not later
         raise ValueError(f"height and width must be multiples of {factor} up to 256, but they are "
@@ -110,7 +110,7 @@ def _train(model, dls, seconds, device):
     "The learner, and a weaker version of the network that it will be guided by, or None."
     scheduler = DPMSolverScheduler(beta_schedule='squaredcos_cap_v2', timestep_spacing='trailing',
                                    prediction_type='v_prediction')
-    nan, settings = NaNStopCB(), recipe(min(model.sample_size))['learner']
+    nan, settings = NaNStopCB(), recipe(min(model.sample_size), model.in_channels)['learner']
     learn = diffusion_learner(model, dls, scheduler, cbs=[ProgressCB(plot=False), nan],
                               cond_drop=model.num_classes and 0.1, device=device, **settings)
     guide, start = GuideModelCB(learn.ema), time.perf_counter()
@@ -128,9 +128,9 @@ def guided(model, guide=None, classes=None):
     """Returns `model`, a `UNet` that knows its `sample_size`, guided by `guide` as suits the size.
 
     It draws `classes`, one or `(n,)`, or, with None, whatever it likes."""
-    settings, away = recipe(min(model.sample_size))['guidance'], model.num_classes
-    model = AutoGuidance(model, guide, **settings) if guide else model
-    return model if classes is None else Guidance(model, classes, away, scale=1)
+    settings = recipe(min(model.sample_size), model.in_channels, classes is not None)['guidance']
+    net = AutoGuidance(model, guide, **settings) if guide else model
+    return net if classes is None else Guidance(net, classes, model.num_classes, scale=1)
 
 def asked(model, names, n):
     """Returns the class of each of `n` pictures `(n,)`, as many of each of `names`, in order.
@@ -146,7 +146,7 @@ def asked(model, names, n):
 
 def draw(model, guide, scheduler, n, classes, generator, steps=None, callback=None):
     "Yields `n` pictures in batches, of `classes` `(n,)` or None; all else as for `sample`."
-    steps = recipe(min(model.sample_size))['steps'] if steps is None else steps
+    steps = recipe(min(model.sample_size), model.in_channels)['steps'] if steps is None else steps
     def ask(rows): return guided(model, guide, None if classes is None else classes[rows])
     return sample_batches(model, scheduler, (n, model.in_channels, *model.sample_size), steps,
                           generator, callback, model_for=ask)

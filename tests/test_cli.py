@@ -113,7 +113,8 @@ def test_sample_draws_the_classes_asked_for_by_name(trained, tmp_path, capsys):
     new = D.sample_cmd(trained[0]/'demo'/'model', n=5, steps=4, classes=names, out=out)
     wanted = D.asked(model, names, 5)
     assert wanted.tolist() == [7, 7, 7, 0, 0]
-    told = Guidance(AutoGuidance(model, guide, **D.recipe(8)['guidance']), wanted, 10, scale=1)
+    settings = D.recipe(8, told=True)['guidance']
+    told = Guidance(AutoGuidance(model, guide, **settings), wanted, 10, scale=1)
     gen = torch.Generator().manual_seed(0)
     assert torch.allclose(new, sample(told, scheduler, (5, 1, 8, 8), 4, gen), atol=1e-4)
     assert D.asked(model, None, 20).tolist() == [i//2 for i in range(20)]
