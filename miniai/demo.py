@@ -62,7 +62,7 @@ def pick_device(name=None) -> torch.device:
 
 def has_classes(y) -> bool:
     "Whether every picture has its class in `y` `(n,)`: 2 to 100 of them, of 8 pictures or more."
-    return y.min().item() >= 0 and 1 <= y.max() < 100 and y.bincount().min().item() >= 8
+    return y.min().item() >= 0 and 1 <= y.max().item() < 100 and y.bincount().min().item() >= 8
 
 def make_eval(dls, device) -> ImageEval:
     """Returns an `ImageEval` of the pictures in `dls`, through a classifier of them.
