@@ -49,7 +49,7 @@ def recipe(size: int, channels: int = 1, told: bool = False) -> dict:
                     guidance=dict(scale=1.25 if told else 1.75, interval=(0, 799)))
     widths = [(32,), (24, 48), (24, 48, 48)][len(widths) - 1]
     return dict(unet=dict(widths=widths, patch_size=patch), learner=dict(opt_func=Muon), steps=20,
-                guidance=dict(scale=2.5))
+                guidance=dict(scale=1.5 if told else 2.5))
 
 # %% ../nbs/81_demo.ipynb #00000008
 def pick_device(name=None) -> torch.device:
