@@ -55,6 +55,10 @@ def _add_common(p, seed):
     p.add_argument('--device', help='cpu, cuda, mps ... (default: the fastest there is)')
     p.add_argument('--debug', action='store_true', help='show everything about an error')
 
+def _add_classes(p, words):
+    p.add_argument('--class', dest='classes', metavar='NAME', type=_name, action='append',
+                   help=f'{words}, by its name; may be given several times')
+
 def _add_demo(p):
     p.add_argument('--seconds', type=_positive_float, default=60.,
                    help='of training (default: 60)')
@@ -64,6 +68,7 @@ def _add_demo(p):
                    help='resize and crop the pictures to this many pixels a side')
     p.add_argument('--out', type=_name, default='demo', help='folder to write to (default: demo)')
     p.add_argument('--verbose', action='store_true', help='show all figures at the end')
+    _add_classes(p, 'show only this class in digits.png')
     _add_common(p, seed=42)
 
 def _add_sample(p):
@@ -73,6 +78,7 @@ def _add_sample(p):
                    help='denoising steps, 1 to 1000 (default: as suits the size, 12 or 20)')
     p.add_argument('--out', type=_name, default='samples.png',
                    help='PNG file to write (default: samples.png)')
+    _add_classes(p, 'draw only this class')
     _add_common(p, seed=0)
 
 def _add_train(p):

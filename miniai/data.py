@@ -42,8 +42,7 @@ def load_digits(size=8):
     kinds = dict(image=datasets.Image(), label=datasets.ClassLabel(names=list('0123456789')))
     table = datasets.Dataset.from_dict(dict(image=images, label=d.target), datasets.Features(kinds))
     rows = train_test_split(np.arange(len(x)), test_size=0.2, stratify=d.target, random_state=0)
-    train, test = (table.select(np.sort(r)) for r in rows)
-    return datasets.DatasetDict(train=train, test=test)
+    return datasets.DatasetDict(zip(('train', 'test'), (table.select(np.sort(r)) for r in rows)))
 
 # %% ../nbs/10_data.ipynb #00000025
 _HELD_OUT = 'test', 'validation', 'valid', 'val'
@@ -237,8 +236,10 @@ def load_images(name_or_folder, test_size=0.1):
     return _number_labels(DatasetDict(train=dd['train'], test=test))
 
 # %% ../nbs/10_data.ipynb #0000002a
-def _decode(im, row, size):
-    "One picture, grey or RGB, its right side up; `im`: PIL, or a row of an undecoded column."
+def _decode(im, row, size, broken):
+    """One picture, grey or RGB, its right side up; `im`: PIL, or a row of an undecoded column.
+
+    None for one that can't be read, and why in `broken`; `ValueError` where that's None."""
     name = getattr(im, 'filename', '') or f'number {row}'
     try:
         if isinstance(im, dict):
@@ -249,23 +250,29 @@ def _decode(im, row, size):
         im = to_pil(ImageOps.exif_transpose(im) if isinstance(im, Image.Image) else im)
         return ImageOps.fit(im, (size, size), Image.Resampling.BICUBIC) if size else im
     except Exception as e:  # a damaged file can raise anything
-        raise ValueError(f"picture {name} can't be read: {str(e)[:200]}") from e
+        name, path = '/'.join(Path(name).parts[-2:]), name
+        said = f"picture {name} can't be read: {str(e).replace(path, name)[:200]}"
+        if broken is None:
+            raise ValueError(said) from e
+        broken[row] = said
 
-def images_to_tensor(images, size=None, channels=None) -> torch.Tensor:
+def images_to_tensor(images, size=None, channels=None, broken=None) -> torch.Tensor:
     """Pictures decoded once, into one float32 tensor `(n, channels, h, w)` in [-1, 1].
 
     `images`: PIL pictures, arrays and tensors as for `to_pil`, or rows of an image column that
     isn't decoded. `size`: scale the shorter side to this and crop the middle square; leave as they
-    are if not given. `channels`: 1 or 3; if not given, 1 where all of them are grey. Raises
-    `ValueError` when sizes differ and no `size` is given, when there are no pictures, or for one
-    that can't be read, naming it."""
+    are if not given. `channels`: 1 or 3; if not given, 1 where all of them are grey. `broken`: a
+    dict; a picture that can't be read is left out, and stands there, row and reason. Raises
+    `ValueError` when sizes differ and no `size` is given, when there are no pictures, or, without
+    `broken`, for one that can't be read, naming it."""
     from tqdm import tqdm
     size = None if size is None else whole_number('size', size, high=2**14)
     check_one_of('channels', channels, (None, 1, 3))
     bar = tqdm(images, 'decoding', delay=2, leave=False)           # shown after two seconds
-    images = [_decode(im, i, size) for i, im in enumerate(bar)]
+    images = [_decode(im, i, size, broken) for i, im in enumerate(bar)]
+    images = [im for im in images if im is not None]
     if not images:
-        raise ValueError("no pictures: the split is empty")
+        raise ValueError(next(iter((broken or {}).values()), "no pictures: the split is empty"))
     sizes = sorted({im.size for im in images})
     if len(sizes) > 1:
         raise ValueError(f"pictures of {len(sizes)} different sizes (width x height), among them "
@@ -301,14 +308,19 @@ class TensorLoader:
 
 # %% ../nbs/10_data.ipynb #00000030
 def _pictures(ds, size, channels):
+    "The pictures as one tensor, and the rows of the table that could be read."
     x = getattr(ds, 'x', None)                 # some tables can give their pictures as one tensor
     if x is None:
         import datasets
         ds = ds.cast_column('image', datasets.Image(decode=False))     # not all decoded at once
-        return images_to_tensor(ds['image'], size, channels)
+        x, n = images_to_tensor(ds['image'], size, channels, broken := {}), len(ds)
+        if broken:
+            print(f"skipped {len(broken)} of {n:,}: {'; '.join([*broken.values()][:3])}")
+            ds = ds.select([i for i in range(n) if i not in broken])
+        return x, ds
     if size not in (None, x.shape[-1]) or channels not in (None, x.shape[1]):
         raise ValueError(f"these pictures are {tuple(x.shape[1:])}: leave {size=}, {channels=} out")
-    return x
+    return x, ds
 
 def _targets(ds, name):
     values = getattr(ds, name, None)           # such as `attributes` of captioned pictures
@@ -352,7 +364,8 @@ class DataLoaders:
         `size` and `channels` are as for `images_to_tensor`; `device` is where the pictures are
         kept; `generator` draws the order of the training pictures; `target` is the column beside
         the pictures. The share `valid_size` of the training rows becomes `valid`, with each class
-        in proportion; 0: `valid` is None. Raises `ValueError` for a share that isn't one.
+        in proportion; 0: `valid` is None. Pictures that can't be read are left out, and it says
+        which. Raises `ValueError` for a share that isn't one.
 
         Batches: x float32 `(n, c, h, w)` in [-1, 1]; y int64 `(n,)`, -1 where there are no labels,
         or a list of strings where the column `target` holds texts."""
@@ -363,7 +376,8 @@ class DataLoaders:
             splits['train'], splits['valid'] = _cut(splits['train'], valid_size)
         loaders = {}
         for name, ds in splits.items():
-            x, y = _pictures(ds, size, channels).to(device), to_device(_targets(ds, target), device)
+            x, ds = _pictures(ds, size, channels)
+            x, y = x.to(device), to_device(_targets(ds, target), device)
             channels = x.shape[1]              # as in `train`
             loaders[name] = TensorLoader(x, y, batch_size=batch_size, shuffle=name == 'train',
                                          generator=generator)

@@ -179,18 +179,19 @@ def _check_start(start, generator):
     return start if is_tensor else shape
 
 def sample_batches(model, scheduler, shape, num_inference_steps=1000, generator=None, callback=None,
-                   batch_size=None):
+                   batch_size=None, model_for=None):
     """Yields pictures of `shape` `(n, c, h, w)` in batches: as much memory for many as for a few.
 
     `batch_size`: at most so many at a time, by default 4,096 of 8x8, 64 of 64x64. Says after each
-    how many there are. All else is as for `sample`, which draws each."""
+    how many there are. `model_for(rows)`, if given, is the model for the pictures `rows`, a slice:
+    where each has a class of its own. All else is as for `sample`, which draws each."""
     n, *one = _check_start(shape, generator)
     size = max(1, 2**18//torch.Size(one[1:]).numel()) if batch_size is None else batch_size
     check_number('batch_size', size, lambda v: v >= 1 and v == int(v), 'a whole number, 1 or more')
     for i in range(0, n, size):
         gen = generator[i:i + size] if isinstance(generator, (list, tuple)) else generator
-        part = (min(size, n - i), *one)
-        yield sample(model, scheduler, part, num_inference_steps, gen, callback)
+        part, net = (min(size, n - i), *one), model_for(slice(i, i + size)) if model_for else model
+        yield sample(net, scheduler, part, num_inference_steps, gen, callback)
         if n > size:
             print(f"{i + part[0]:,} of {n:,} drawn", flush=True)
 

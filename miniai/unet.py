@@ -74,9 +74,11 @@ class UNet(HubModel):
     per attention head. `sample_size`: (h, w) of the pictures it's trained on, for whoever samples
     later. `num_classes`: how many classes `context` may name; None: it takes no context.
     `patch_size`: side of the patches of pixels that are folded into channels. `trained_by`: the
-    scheduler's settings that say by which noise it was trained; `DiffusionCB` sets it."""
+    scheduler's settings that say by which noise it was trained; `DiffusionCB` sets it.
+    `class_names`: names of the classes, as {name: number}, for whoever samples later."""
     def __init__(self, in_channels=1, widths=(16, 32), n_blocks=1, emb_dim=64, head_dim=16,
-                 sample_size=None, num_classes=None, patch_size=1, trained_by=None):
+                 sample_size=None, num_classes=None, patch_size=1, trained_by=None,
+                 class_names=None):
         super().__init__()
         sized = sample_size is None or torch.tensor(sample_size).shape == (2,)
         if n_blocks*len(widths) > 64 or emb_dim % 2 or not sized:
@@ -84,7 +86,8 @@ class UNet(HubModel):
                              f"but got {n_blocks=}, {widths=}, {emb_dim=}, {sample_size=}")
         self.in_channels, self.levels, self.emb_dim = in_channels, len(widths), emb_dim
         self.patch_size, self.sample_size = patch_size, sample_size
-        self.num_classes, self.trained_by = num_classes, trained_by
+        self.num_classes, self.class_names = num_classes, class_names
+        self.trained_by = trained_by
         channels = in_channels*patch_size**2
         self.emb = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(),
                                  nn.Linear(emb_dim, emb_dim))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from miniai import cli
 from miniai import demo as D
 from miniai.data import images_to_tensor, load_digits
+from miniai.diffusion import sample
+from miniai.guidance import AutoGuidance, Guidance
 from miniai.plot import to_pil
 from miniai.unet import UNet
 
@@ -76,6 +78,7 @@ def test_demo_writes_what_it_promises(trained):
     # no bar where there's no terminal; beside it, a line for every two seconds without another
     lines = [line for line in text.splitlines() if not line.startswith('...')]
     assert '\r' not in text and len(lines) < 40
+    assert model.class_names == {str(i): i for i in range(10)} and model.num_classes == 10
     drawing, head, *rows, last = lines[-7:]
     assert '1,440 new' in drawing and head.split()[-2:] == ['new', 'real'] and len(rows) == 4
     assert 'miniai sample demo/model' in last and max(map(len, lines[-6:])) <= 80
@@ -100,6 +103,67 @@ def test_sample_draws_the_same_for_the_same_seed(trained):
         assert code == 0, text
     a, b, c = ((folder/f'{n}.png').read_bytes() for n in 'abc')
     assert a == b != c
+
+
+def test_sample_draws_the_classes_asked_for_by_name(trained, tmp_path, capsys):
+    model, scheduler, guide = D.load_model(trained[0]/'demo'/'model')
+    out, names = tmp_path/'a.png', ['7', '0']
+    words = f"sample {trained[0]/'demo'/'model'} --n 5 --steps 4 --class 7 --class 0 --out {out}"
+    assert cli.main(words.split()) == 0 and out.exists()
+    new = D.sample_cmd(trained[0]/'demo'/'model', n=5, steps=4, classes=names, out=out)
+    wanted = D.asked(model, names, 5)
+    assert wanted.tolist() == [7, 7, 7, 0, 0]
+    settings = D.recipe(8, told=True)['guidance']
+    told = Guidance(AutoGuidance(model, guide, **settings), wanted, 10, scale=1)
+    gen = torch.Generator().manual_seed(0)
+    assert torch.allclose(new, sample(told, scheduler, (5, 1, 8, 8), 4, gen), atol=1e-4)
+    assert D.asked(model, None, 20).tolist() == [i//2 for i in range(20)]
+
+
+def test_demo_learns_the_classes_of_a_folder(tmp_path, capsys, digits):
+    for i, (x, y) in enumerate(zip(digits, load_digits()['test']['label'])):
+        if y < 4:
+            name = ('none', 'a one', 'Zwei ü', '3')[y]
+            (tmp_path/'pics'/name).mkdir(parents=True, exist_ok=True)
+            to_pil(x).save(tmp_path/'pics'/name/f'{i}.png')
+    out = tmp_path/'out'
+    words = dict(seconds=0.5, data=str(tmp_path/'pics'), n=80)
+    figures = D.demo(**words, out=str(out), verbose=True, classes=['a one'])
+    assert figures['n'] == 80 and 'a classifier of these' in capsys.readouterr().out
+    model = D.load_model(out/'model')[0]
+    assert model.class_names == {'3': 0, 'Zwei ü': 1, 'a one': 2, 'none': 3}
+    sheet = Image.open(out/'digits.png')
+    assert sheet.crop((0, 28, 118, sheet.height)).getextrema()[0][0] < 99     # names of the rows
+    # too few of one class to learn it: drawn without classes, and said so by the judge
+    for path in sorted((tmp_path/'pics'/'none').iterdir())[7:]:
+        path.unlink()
+    D.demo(**words, out=str(out), verbose=True)
+    assert 'their own pixels' in capsys.readouterr().out
+    assert D.load_model(out/'model')[0].class_names is None
+    with pytest.raises(ValueError, match='trained without classes'):
+        D.demo(**words, out=str(out), classes=['a one'])
+
+
+@pytest.mark.parametrize('y,enough', [
+    ([0, 1]*8, True), ([0, 1]*7, False), ([0]*16, False), ([0, 1]*8 + [-1], False),
+    ([0, 2]*8, False), ([*range(100)]*8, True), ([*range(101)]*8, False)])
+def test_what_counts_as_classes(y, enough):
+    assert D.has_classes(torch.tensor(y)) is enough
+
+
+def test_large_pictures_are_judged_small(monkeypatch):
+    seen, train = [], D.train_classifier
+
+    def quick(dls, *args, **kwargs):
+        seen.append(dls.train.tensors[0].shape)
+        return train(dls, *args, n_epochs=1, **kwargs)
+
+    monkeypatch.setattr(D, 'train_classifier', quick)
+    x, y = torch.rand(80, 3, 64, 48)*2 - 1, torch.arange(80) % 2
+    train_rows, test = (D.TensorLoader(x[k], y[k]) for k in (slice(64), slice(64, 80)))
+    ev = D.make_eval(D.DataLoaders(train_rows, test=test), 'cpu')
+    assert seen == [(64, 3, 32, 32)] and ev.train.shape == (64, 3, 64, 48)
+    assert ev.f_train.shape == (64, 64) and ev.f_held.shape == (16, 64)
 
 
 MISTAKES = {
@@ -131,6 +195,12 @@ MISTAKES = {
     'sample MODEL --steps 0': '1 to 1,000',
     'sample MODEL --steps 1001': '1 to 1,000',
     'sample MODEL --n 0': 'not more than 0',
+    'sample MODEL --class seven': "no class 'seven': this model was trained on 0, 1, 2, 3",
+    'sample MODEL --class 3 --class 11': "no class '11'",
+    'sample MODEL --class=': 'it is empty',
+    'sample classless --class 3': 'trained without classes',
+    'sample classes-damaged': "can't be read as a model",
+    'demo --class seven': "no class 'seven'",
     'sample MODEL --out x.txt': 'picture file',
     'sample MODEL --out folder.png': "isn't a picture of miniai's making",
     'sample MODEL --out mine.png': 'miniai',
@@ -169,6 +239,9 @@ def decoys(trained, tmp_path_factory):
         net.save_pretrained(folder)
     sizeless = copy('sizeless')/'config.json'
     sizeless.write_text(json.dumps(json.loads(sizeless.read_text()) | dict(sample_size=None)))
+    for name, names in (('classless', None), ('classes-damaged', {'0': 'zero'})):
+        config = copy(name)/'config.json'
+        config.write_text(json.dumps(json.loads(config.read_text()) | dict(class_names=names)))
     UNet(3).save_pretrained(copy('guide-colour')/'guide')
     (copy('guide-damaged')/'guide'/'model.safetensors').write_bytes(b'not a model')
     save_file({'weight': torch.zeros(3)}, copy('guide-foreign')/'guide'/'model.safetensors')

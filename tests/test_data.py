@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import uuid
 
 import numpy as np
@@ -186,21 +188,89 @@ def test_sixteen_bits_are_not_saturated():
     assert x.min() == -1 and x.max() == 1 and len(x.unique()) == 64
 
 
-@pytest.mark.parametrize('kind', ['truncated', 'text', 'huge'])
-def test_a_damaged_picture_is_named_in_one_line(tmp_path, kind, monkeypatch):
-    for i in range(4):
-        save(tmp_path / f'{i}.jpg', size=(64, 64))
-    bad = tmp_path / '2.jpg'
+@pytest.mark.parametrize('kind', ['truncated', 'text', 'huge', 'empty'])
+def test_a_damaged_picture_among_good_ones_is_left_out_and_named(
+    tmp_path, kind, monkeypatch, capsys
+):
+    for i in range(9):
+        save(tmp_path / 'ab'[i % 2] / f'{i}.jpg', 20 * i, size=(64, 64))
+    bad = tmp_path / 'a' / '2.jpg'
     if kind == 'truncated':
-        bad.write_bytes(bad.read_bytes()[:-1500])
+        bad.write_bytes(bad.read_bytes()[:-400])
     if kind == 'text':
         bad.write_text('no picture')
     if kind == 'huge':
         save(bad, size=(200, 200))
         monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10_000)
+    if kind == 'empty':
+        bad.write_bytes(b'')
+    dd = load_images(tmp_path)
+    dls = DataLoaders.from_dataset(dd, device='cpu', valid_size=0)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and len(said[0]) < 400
+    assert 'skipped 1 of' in said[0] and "2.jpg can't be read" in said[0]
+    x, y = (torch.cat(o) for o in zip(*(dl.tensors for dl in (dls.train, dls.test))))
+    grey = ((x.mean((1, 2, 3)) + 1) * 127.5 / 20).round().long()
+    assert sorted(grey.tolist()) == [0, 1, 3, 4, 5, 6, 7, 8]  # each with its own class
+    assert y.tolist() == [i % 2 for i in grey.tolist()]
+    split = next(ds for ds in dd.values() if any('2.jpg' in p for p in files(ds)))
     with pytest.raises(ValueError, match=r'2\.jpg.* can.t be read') as e:
-        DataLoaders.from_dataset(load_images(tmp_path), device='cpu', valid_size=0)
+        images_to_tensor(undecoded(split)['image'])
     assert len(str(e.value)) < 400 and '\n' not in str(e.value)
+
+
+def undecoded(ds):
+    import datasets
+
+    return ds.cast_column('image', datasets.Image(decode=False))
+
+
+def files(ds): return [row['path'] for row in undecoded(ds)['image']]
+
+
+def test_where_none_can_be_read_the_first_is_named(tmp_path, capsys):
+    for i in range(4):
+        (tmp_path / f'{i}.png').write_text('no picture')
+    with pytest.raises(ValueError, match=r"\d\.png can't be read"):
+        DataLoaders.from_dataset(load_images(tmp_path), device='cpu', valid_size=0)
+
+
+def test_huge_pictures_take_the_memory_of_one():
+    "Each of eight is 48 MB decoded; in a process of its own, whose peak can be measured."
+    code = """if True:
+        import io, resource
+        from PIL import Image
+        from miniai.data import images_to_tensor
+        def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+        file = io.BytesIO()
+        Image.new('RGB', (4000, 4000), 'red').save(file, 'PNG', compress_level=1)
+        before = peak()
+        x = images_to_tensor([dict(bytes=file.getvalue(), path=None)]*8, size=64)
+        print(x.shape[0], peak() - before)
+    """
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    n, megabytes = done.stdout.split()
+    assert n == '8' and float(megabytes) < 4 * 48
+
+
+@pytest.mark.parametrize('lost', ['picture', 'caption'])
+def test_captions_and_files_that_do_not_match(tmp_path, lost, capsys):
+    "A caption whose picture isn't there is left out, and that is said; a picture without one, too."
+    rows = [dict(file_name=f'{i}.png', text=f'number {i}') for i in range(12)]
+    for i, row in enumerate(rows):
+        save(tmp_path / row['file_name'], 20 * i)
+    if lost == 'picture':
+        (tmp_path / '7.png').unlink()
+    else:
+        del rows[7]
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    dd = load_images(tmp_path)
+    dls = DataLoaders.from_dataset(dd, target='text', device='cpu', valid_size=0)
+    said = capsys.readouterr().out
+    assert lost == 'caption' or said.startswith('skipped 1 of') and "7.png can't be read" in said
+    seen = {round((x.item() + 1) * 127.5 / 20): text for dl in (dls.train, dls.test)
+            for x, text in zip(dl.tensors[0][:, 0, 0, 0], dl.tensors[1])}  # fmt: skip
+    assert seen == {i: f'number {i}' for i in range(12) if i != 7}
 
 
 def test_photographs_are_decoded_small_and_one_by_one():

@@ -274,6 +274,17 @@ def test_one_generator_for_all_batches_draws_no_picture_twice(model):
     assert (a - b).abs().mean() > 0.05
 
 
+def test_a_model_for_each_batch(model):
+    def model_for(rows):
+        return lambda x, t: model(x, t) + torch.arange(6.)[rows].view(-1, 1, 1, 1)
+
+    gens = [seeded(i) for i in range(6)]
+    drawn = sample_batches(model, DDPMScheduler(), (6, 1, 8, 8), 2, gens, None, 4, model_for)
+    gens = [seeded(i) for i in range(6)]
+    whole = sample(model_for(slice(6)), DDPMScheduler(), (6, 1, 8, 8), 2, gens)
+    assert torch.allclose(torch.cat([*drawn]), whole, atol=2e-3)
+
+
 @pytest.mark.parametrize('shape, most', [
     ((10**9, 1, 8, 8), 4096), ((10**9, 3, 64, 64), 64), ((10**9, 1, 600, 600), 1),
 ])
