@@ -25,11 +25,17 @@ from .data import DataLoaders
 from .diffusion import DiffusionCB
 from .learner import Callback, DeviceCB, Learner
 from .pipeline import TextToImagePipeline
-from .tensors import check_finite, check_has, check_number, check_one_of, default_device
-from .tensors import whole_number
+from miniai.tensors import (
+    check_finite,
+    check_has,
+    check_number,
+    check_one_of,
+    default_device,
+    whole_number,
+)
 from .text_to_image import text_to_image_learner
 
-# %% ../nbs/41_finetune.ipynb #00000004
+# %% ../nbs/41_finetune.ipynb #00000018
 def add_token(pipe, token, embedding) -> TextToImagePipeline:
     """A copy of a pipeline whose captions may hold the word `token`, of this embedding `(width,)`.
 
@@ -70,7 +76,7 @@ def load_token(pipe, file) -> TextToImagePipeline:
                          "the model that it was learned with")
     return add_token(pipe, token, check_finite('the embedding', row, 'learn the token again'))
 
-# %% ../nbs/41_finetune.ipynb #00000005
+# %% ../nbs/41_finetune.ipynb #00000019
 class _NewWord:
     "What textual inversion and DreamBooth share: a copy of a pipeline that knows one more word."
     def _add(self, pipe, token, embedding):
@@ -94,7 +100,7 @@ class _NewWord:
         return DataLoaders(CaptionedBatches(z, captions, self.pipe.clip.tokenizer, batch_size,
                                             whole_number('steps', steps)))
 
-# %% ../nbs/41_finetune.ipynb #00000006
+# %% ../nbs/41_finetune.ipynb #0000001a
 class _Told(nn.Module):
     "U-Net and text encoder as one model `(x, t, ids)`: the gradient reaches the words."
     def __init__(self, unet, clip):
@@ -126,7 +132,7 @@ class TextualInversion(_NewWord):
     def learner(self, x, captions, steps=150, batch_size=32, lr=0.02, cbs=(), device=None):
         """A `Learner` of `steps` batches an epoch; after its fit, `.pipe` draws with the word.
 
-        `x`: pictures `(n, 3, 32, 32)` in [-1, 1]; `captions`: a sentence with the token for each."""
+        `x`: pictures `(n, 3, 32, 32)` in [-1, 1]; `captions`: each with the token."""
         z, captions = self._latents(x, captions, device)
         model = _Told(self.pipe.unet, self.pipe.clip).requires_grad_(False)
         table = model.clip.text.embedding.weight.requires_grad_(True)
@@ -143,7 +149,7 @@ class TextualInversion(_NewWord):
         with atomic_write(file) as f:
             f.write(save({'embedding': row}, told))
 
-# %% ../nbs/41_finetune.ipynb #00000007
+# %% ../nbs/41_finetune.ipynb #0000001b
 class _AverageCB(Callback):
     "The pipeline draws with the averaged weights of the fit."
     order = 40                                       # after EMACB has made them
