@@ -6,6 +6,7 @@
 __all__ = ['generate']
 
 # %% ../nbs/82_generate.ipynb #00000002
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -75,8 +76,7 @@ def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, im
     _check([(out, 'PNG'), (steps_gif, 'GIF')], image, mask, strength)
     given = _open(image, 'the picture'), _open(mask, 'the mask')
     pipe = TextToImagePipeline.from_pretrained(model).to(pick_device(device))
-    for file in token:
-        pipe = load_token(pipe, file)
+    pipe = reduce(load_token, token, pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe.clip.tokenizer.split(f'{prompt} {negative or ""}')    # one error for all unknown words
     if not pipe.clip.tokenizer.split(prompt):
