@@ -25,14 +25,7 @@ from .data import DataLoaders
 from .diffusion import DiffusionCB
 from .learner import Callback, DeviceCB, Learner
 from .pipeline import TextToImagePipeline
-from miniai.tensors import (
-    check_finite,
-    check_has,
-    check_number,
-    check_one_of,
-    default_device,
-    whole_number,
-)
+from .tensors import check_finite, check_number, check_one_of, default_device
 from .text_to_image import text_to_image_learner
 
 # %% ../nbs/41_finetune.ipynb #00000018
@@ -80,7 +73,6 @@ def load_token(pipe, file) -> TextToImagePipeline:
 class _NewWord:
     "What textual inversion and DreamBooth share: a copy of a pipeline that knows one more word."
     def _add(self, pipe, token, embedding):
-        check_has('a TextToImagePipeline', pipe, 'clip')
         self.token, self.pipe = token, add_token(pipe, token, embedding)
         self.row = self.pipe.clip.tokenizer.index[token]
 
@@ -97,8 +89,8 @@ class _NewWord:
         return encode_all(vae, x)*vae.scaling_factor, captions
 
     def _batches(self, z, captions, batch_size, steps):
-        return DataLoaders(CaptionedBatches(z, captions, self.pipe.clip.tokenizer, batch_size,
-                                            whole_number('steps', steps)))
+        tokenizer = self.pipe.clip.tokenizer
+        return DataLoaders(CaptionedBatches(z, captions, tokenizer, batch_size, steps))
 
 # %% ../nbs/41_finetune.ipynb #0000001a
 class _Told(nn.Module):
@@ -124,10 +116,8 @@ class TextualInversion(_NewWord):
     `pipe` stays as it is; `.pipe` is a copy that knows `token`, whose embedding begins as that of
     the word `like`. Only this one row of numbers is trained. `ValueError` as for `add_token`."""
     def __init__(self, pipe, token, like='digit'):
-        word = (pipe.clip.tokenizer.split(like) or [''])[0]
-        check_one_of('like', word, pipe.clip.tokenizer.words)
-        row = pipe.clip.text.embedding.weight[pipe.clip.tokenizer.index[word]]
-        self._add(pipe, token, row)
+        check_one_of('like', like, pipe.clip.tokenizer.words)
+        self._add(pipe, token, pipe.clip.text.embedding.weight[pipe.clip.tokenizer.index[like]])
 
     def learner(self, x, captions, steps=150, batch_size=32, lr=0.02, cbs=(), device=None):
         """A `Learner` of `steps` batches an epoch; after its fit, `.pipe` draws with the word.
@@ -179,7 +169,6 @@ class DreamBooth(_NewWord):
         check_number('prior_share', prior_share, lambda v: 0 < v < 1, 'a share between 0 and 1')
         z, captions = self._latents(x, captions, device)
         if prior:
-            self.pipe.set_progress_bar_config(disable=True)
             old = self.pipe(list(prior), generator=generator, output_type='latent').images
             k = max(1, round(len(old)*(1/prior_share - 1)/len(z)))        # how often the new ones
             z, captions = torch.cat([*[z]*k, old]), captions*k + list(prior)
