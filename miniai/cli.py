@@ -117,6 +117,8 @@ def _add_generate(p):
     p.add_argument('--mask', type=_name, help='picture file, white where to draw')
     p.add_argument('--model', type=_name, help='a folder that `miniai train text-to-image` wrote, '
                    'or a Hub id (default: the weights that come with miniai)')
+    p.add_argument('--token', type=_name, action='append', default=[], metavar='FILE',
+                   help='file of a learned word, which the prompt may hold then; may come again')
     p.add_argument('--out', type=_name, default='generated.png',
                    help='PNG file to write (default: generated.png)')
     p.add_argument('--steps-gif', type=_name, help='GIF file for the way there')

@@ -6,6 +6,7 @@
 __all__ = ['generate']
 
 # %% ../nbs/82_generate.ipynb #00000002
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from .demo import pick_device
+from .finetune import load_token
 from .pipeline import TextToImagePipeline
 from .plot import animate, image_grid, to_pil
 from .results import check_picture, write_picture
@@ -64,19 +66,20 @@ def _frames(frames, pipe):
 # %% ../nbs/82_generate.ipynb #0000000b
 @torch.no_grad()
 def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, image=None,
-             strength=None, mask=None, model=None, out='generated.png', steps_gif=None,
+             strength=None, mask=None, model=None, token=(), out='generated.png', steps_gif=None,
              device=None):
     """Draws `n` pictures of `prompt` into the PNG file `out`, which tells how; returns them.
 
     They are `(n, 3, h, w)` in [-1, 1]; in the file they're enlarged. `negative`: what to steer away
     from; `image`, `mask`: picture files, to start from and (white) where to draw; `strength`: how
     much is drawn anew (default: 0.8, with a mask 1); `model`: a folder or a Hub id (default: the
-    weights that come with miniai); `steps_gif`: a GIF file, for the guesses at each step. Raises
-    `ValueError` for unknown words and numbers out of range, `ValueError` or `OSError` for files
-    that can't be read or written."""
+    weights that come with miniai); `token`: files of learned words (lesson 41); `steps_gif`: a GIF
+    file, for the guesses at each step. Raises `ValueError` for unknown words and numbers out of
+    range, `ValueError` or `OSError` for files that can't be read or written."""
     _check([(out, 'PNG'), (steps_gif, 'GIF')], image, mask, strength)
     given = _open(image, 'the picture'), _open(mask, 'the mask')
     pipe = TextToImagePipeline.from_pretrained(model).to(pick_device(device))
+    pipe = reduce(load_token, token, pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe.clip.tokenizer.split(f'{prompt} {negative or ""}')    # one error for all unknown words
     if not pipe.clip.tokenizer.split(prompt):
@@ -89,6 +92,7 @@ def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, im
              _frames(frames, pipe) if steps_gif else None, 'pt').images*2 - 1
     told = dict(prompt=prompt, negative=negative or '', guidance_scale=guidance_scale, steps=steps,
                 seed=seed, n=n, model=model or 'miniai', pixels='{}x{}'.format(*x.shape[2:]))
+    told |= dict(token=' '.join(map(str, token))) if token else {}
     told |= dict(image=image, strength=strength, mask=mask or '') if image else {}
     write_picture(out, image_grid(_enlarge(x), size=None, gap=6*(n > 1)), **told)
     if steps_gif:
