@@ -85,15 +85,13 @@ def generate(prompt, negative=None, guidance_scale=3., steps=16, seed=0, n=1, im
     if not pipe.clip.tokenizer.split(prompt):
         raise ValueError("the prompt is empty: say what to draw, like 'a red seven on yellow'")
     image_, mask_ = _shrink(*given, pipe.unet.sample_size*pipe.vae.factor)
-    if image and strength is None:
-        strength = 0.8 if mask is None else 1.
     frames, generator = [], torch.Generator().manual_seed(seed)
     x = pipe(prompt, negative, guidance_scale, steps, generator, n, image_, strength, mask_,
              _frames(frames, pipe) if steps_gif else None, 'pt').images*2 - 1
     told = dict(prompt=prompt, negative=negative or '', guidance_scale=guidance_scale, steps=steps,
                 seed=seed, n=n, model=model or 'miniai', pixels='{}x{}'.format(*x.shape[2:]))
-    told |= dict(token=' '.join(map(str, token))) if token else {}
-    told |= dict(image=image, strength=strength, mask=mask or '') if image else {}
+    more = dict(image=image, strength=strength, mask=mask, token=' '.join(map(str, token)) or None)
+    told |= {k: v for k, v in more.items() if v is not None}
     write_picture(out, image_grid(_enlarge(x), size=None, gap=6*(n > 1)), **told)
     if steps_gif:
         write_picture(steps_gif, animate(frames or [_enlarge(x, 1024)], fps=5, size=None))

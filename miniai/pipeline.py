@@ -26,7 +26,6 @@ from .clip import CLIP
 from .data import images_to_tensor
 from .diffusion import noise_settings, sample, warn_of_0_to_1
 from .guidance import Guidance
-from .learner import describe
 from .plot import to_pil
 from .samplers import DPMSolverScheduler
 from .schedulers import randn
@@ -140,15 +139,14 @@ class TextToImagePipeline:
         decidedly (1: no guidance); `guidance_rescale`, `guidance_interval`: as `rescale` and
         `interval` of `Guidance`. `generator`: a `torch.Generator` or a list, one for each picture.
         `image`: a picture to start from, or one each (PIL, or a tensor `(n, 3, h, w)` in [-1, 1]);
-        `strength`, 0 to 1, how much of it is drawn anew (default: 0.8). `mask_image` (PIL, or a
-        tensor `(h, w)` in [0, 1]): white where to draw, the rest stays as in `image`.
-        `callback_on_step_end(pipe, i, t, dict(latents=..., pred_original_sample=...))` may return
-        a dict with other `latents`.
-        `output_type`: 'pil', 'pt' `(n, 3, h, w)` or 'np' `(n, h, w, 3)` in [0, 1], or 'latent'.
-        Raises `ValueError` for unknown words, and for numbers out of their range."""
+        `strength`, 0 to 1, how much of it is drawn anew (default: 0.8, with a mask 1).
+        `mask_image` (PIL, or a tensor `(h, w)` in [0, 1]): white where to draw, the rest stays as
+        in `image`. `callback_on_step_end(pipe, i, t, dict(latents=..., pred_original_sample=...))`
+        may return a dict with other `latents`. `output_type`: 'pil', 'pt' `(n, 3, h, w)` or 'np'
+        `(n, h, w, 3)` in [0, 1], or 'latent'. Raises `ValueError` for unknown words, and for
+        numbers out of their range."""
         _check_call(guidance_scale, strength, output_type, generator, image, mask_image)
-        strength = 0.8 if strength is None else strength
-        check_number('strength', strength, lambda v: 0 <= v <= 1, 'from 0 to 1')
+        strength = (1. if mask_image is not None else 0.8) if strength is None else strength
         if getattr(self.scheduler.config, 'clip_sample', False):
             raise ValueError("latents go beyond 1: make the scheduler with clip_sample=False")
         prompts, negative = _texts(prompt, negative_prompt, num_images_per_prompt)
@@ -201,16 +199,14 @@ class TextToImagePipeline:
         return scheduler, scheduler.add_noise(z, noise, first.expand(n)) if len(first) else z
 
     def _tell(self, callback, i, t, x, guess):
-        if callback:
-            told = dict(latents=x, pred_original_sample=guess)
-            given = callback(self, i, t, told)
-            given = told if given is None else given
+        told = dict(latents=x, pred_original_sample=guess)
+        given = callback and callback(self, i, t, told)
+        if given is not None:
             if not isinstance(given, dict) or given.keys() - told.keys():
-                raise TypeError(f"callback_on_step_end may give 'latents', not {describe(given)}")
+                raise TypeError(f"callback_on_step_end may give 'latents', not {given!r:.60}")
             latents = given.get('latents', x)
-            if latents is not x:
-                check_one_of('the shape of latents', latents.shape, [x.shape])
-                x.copy_(latents)                    # the next step starts from it
+            check_one_of('the shape of latents', latents.shape, [x.shape])
+            x.copy_(latents)                    # the next step starts from it
 
     def _finish(self, z, x0, mask, output_type):
         if output_type == 'latent':
@@ -225,6 +221,7 @@ class TextToImagePipeline:
 # %% ../nbs/36_edit.ipynb #0000002e
 def _check_call(scale, strength, output_type, generator, image, mask):
     check_number('guidance_scale', scale, lambda v: v >= 0, '0 or more')
+    check_number('strength', 1 if strength is None else strength, lambda v: 0 <= v <= 1, '0 to 1')
     check_one_of('output_type', output_type, ('pil', 'pt', 'np', 'latent'))
     if image is None and (mask is not None or strength is not None):
         raise ValueError("mask and strength are for a picture to start from: give image too")
