@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .autoencoder import encode_all
 from .callbacks import MetricsCB, ScheduleCB
 from .checkpoint import atomic_write
-from .clip import CaptionedBatches, Tokenizer
+from .clip import CLIP, CaptionedBatches
 from .data import DataLoaders
 from .diffusion import DiffusionCB
 from .learner import Callback, DeviceCB, Learner
@@ -39,10 +39,12 @@ def add_token(pipe, token, embedding) -> TextToImagePipeline:
         raise ValueError(f"the word {token!r} is known already: choose another for the new thing")
     pipe = copy.deepcopy(pipe)
     words, table = (*pipe.clip.tokenizer.words, token), pipe.clip.text.embedding.weight.detach()
-    pipe.clip.tokenizer = Tokenizer(words, pipe.clip.tokenizer.length)
     rows = torch.cat([table, embedding.detach().to(table)[None]])
-    pipe.clip.text.embedding = nn.Embedding.from_pretrained(rows)
-    pipe.clip.keep(words=list(words))
+    with torch.device('meta'):                       # draws no random numbers
+        clip = CLIP(**pipe.clip._hub_mixin_config | dict(words=list(words)))
+    state = pipe.clip.state_dict() | {'text.embedding.weight': rows}
+    clip.load_state_dict(state, assign=True)
+    pipe.clip = clip.eval()
     return pipe
 
 def fingerprint(clip) -> str:

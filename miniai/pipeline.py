@@ -177,10 +177,9 @@ class TextToImagePipeline:
         if n % len(x):
             raise ValueError(f"{len(x)} pictures to start from, but {n} to draw: give one, or all")
         if mask is not None:
-            sizes = _size(mask), _size(image)
-            if sizes[0] != sizes[1]:
-                raise ValueError("the mask is {}x{}, but the picture {}x{}: give one of the same "
-                                 "size".format(*sizes[0], *sizes[1]))
+            a, b = _size(mask), _size(image)
+            if a != b:
+                raise ValueError("the mask is {}x{}, but the picture {}x{}".format(*a, *b))
             mask = (_to_tensor(mask, side, 1) >= 0).to(like)
         return x.repeat_interleave(n//len(x), 0).to(like), mask
 
@@ -203,7 +202,8 @@ class TextToImagePipeline:
         given = callback and callback(self, i, t, told)
         if given is not None:
             if not isinstance(given, dict) or given.keys() - told.keys():
-                raise TypeError(f"callback_on_step_end may give 'latents', not {given!r:.60}")
+                given = ' '.join(repr(given)[:60].split())
+                raise TypeError(f"callback_on_step_end may give 'latents', not {given}")
             latents = given.get('latents', x)
             check_one_of('the shape of latents', latents.shape, [x.shape])
             x.copy_(latents)                    # the next step starts from it

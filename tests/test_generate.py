@@ -116,7 +116,7 @@ def test_a_picture_to_start_from(at):
     pipe = TextToImagePipeline.from_pretrained('model')
     with torch.no_grad():
         back = pipe.vae.decode(pipe.vae.encode((x*127.5).round()/127.5))
-    assert (y - back).abs().max() < 0.02
+    assert (y - back).abs().max() < 0.1
     for strength, mask in ((None, 'clear mask.png'), (0.5, 'large mask.png')):
         z, some = generate('six', image='large.png', mask=mask, strength=strength, steps=4,
                            model='model', out='d.png'), 16

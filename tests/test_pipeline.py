@@ -559,7 +559,7 @@ REFUSED = [
     (dict(mask_image=torch.ones(32, 32)), ValueError, 'give image too'),
     (dict(strength=0.3), ValueError, 'give image too'),
     (dict(callback_on_step_end=lambda *a: {'latent': 0}), TypeError, "may give.*'latent'"),
-    (dict(callback_on_step_end=lambda *a: a[3]['latents']), TypeError, 'may give.*float32'),
+    (dict(callback_on_step_end=lambda *a: a[3]['latents']), TypeError, 'may give'),
     (dict(callback_on_step_end=lambda *a: {'latents': a[3]['latents'][:, :1]}), ValueError,
      'shape of latents'),
     (dict(image=ZERO, mask_image=torch.ones(16, 16)), ValueError, 'mask is 16x16.*picture 32x32'),
