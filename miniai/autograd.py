@@ -40,8 +40,12 @@ def derivative(f, x, h=None):
     $\\varepsilon$ is the precision of the floats in `x`. Give it where `f` changes on a smaller
     scale. Raises `ValueError` for a bad `h` or an `x` that isn't finite, `TypeError` for one that
     isn't real."""
-    _, right, left = _places(x, h)
-    return (f(right) - f(left))/(right - left)
+    x, right, left = _places(x, h)
+    high, low = f(right), f(left)
+    if np.shape(high) != np.shape(x):
+        raise ValueError(f"f must work number by number, but of {np.shape(x)} it gives "
+                         f"{np.shape(high)}: finite_difference is for such")
+    return (high - low)/(right - left)
 
 # %% ../nbs/05_autograd.ipynb #00000034
 def finite_difference(f, x, h=None, kind='central'):
@@ -176,6 +180,7 @@ class _Arithmetic(_Graph):
                          lambda g, a, b: a.swapaxes(-1, -2) @ g)
     def __eq__(self, o): raise TypeError(f"compare numbers: t.data == ..., not {type(o)}")
     __hash__ = object.__hash__
+    def __array__(self, *_, **__): raise TypeError("for NumPy take the numbers: t.data")
     def __neg__(self): return self*-1.
     def __sub__(self, o): return self + -self._lift(o)
     def __radd__(self, o): return self._lift(o) + self

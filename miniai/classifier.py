@@ -82,10 +82,12 @@ class HubModel(nn.Module, PyTorchModelHubMixin, metaclass=_Settings):
     def save_pretrained(self, folder, **hub):
         """Writes config.json and model.safetensors to a folder.
 
-        Raises `FileExistsError` where config.json is there, but isn't of such a model."""
+        Raises `FileExistsError` where such files are there, but not of such a model."""
         path, ours = Path(folder)/'config.json', {*(self._hub_mixin_config or ())}
         try:
-            foreign = path.is_file() and not {*json.loads(path.read_text())} <= ours
+            told = json.loads(path.read_text()) if path.is_file() else {}
+            weights = path.with_name('model.safetensors').is_file()
+            foreign = not {*told} <= ours or weights and not path.is_file()
         except (ValueError, TypeError):
             foreign = True
         if foreign:

@@ -132,6 +132,8 @@ def _placed(folder, found):
     if names & _SPLITS:                                              # they would be left out
         raise ValueError(f"{str(folder)!r:.99} holds the folders {sorted(names)[:5]}: expected "
                          "'train' and 'test' alone, not others beside them, or none of these names")
+    if len({*map(len, dirs)}) > 1:
+        warnings.warn(f"{str(folder)!r:.99}: no classes, as some pictures lie beside the folders")
     return [(str(f), 'train', d[top:]) for f, d in zip(found, dirs)]
 
 # %% ../nbs/10_data.ipynb #00000082

@@ -22,7 +22,7 @@ from .callbacks import MetricsCB, ScheduleCB
 from .checkpoint import atomic_write
 from .clip import CLIP, CaptionedBatches
 from .data import DataLoaders
-from .diffusion import DiffusionCB
+from .diffusion import DiffusionCB, warn_of_0_to_1
 from .learner import Callback, DeviceCB, Learner
 from .pipeline import TextToImagePipeline
 from .tensors import check_finite, check_number, check_one_of, default_device
@@ -87,6 +87,7 @@ class _NewWord:
         silent = [text for text in captions if self.token not in tokenizer.split(text)]
         if silent:
             raise ValueError(f"{len(silent)} captions without {self.token!r}: {silent[0]!r:.80}")
+        warn_of_0_to_1(x)
         vae = self.pipe.to(device or default_device()).vae
         return encode_all(vae, x)*vae.scaling_factor, captions
 
@@ -168,6 +169,7 @@ class DreamBooth(_NewWord):
         `prior`: sentences about what is not to be forgotten; the pipeline draws them now (noise
         from `generator`), and about `prior_share` of each batch are these drawings (prior
         preservation). `drop`: as for `text_to_image_learner`."""
+        prior = [prior] if isinstance(prior, str) else prior
         check_number('prior_share', prior_share, lambda v: 0 < v < 1, 'a share between 0 and 1')
         z, captions = self._latents(x, captions, device)
         if prior:

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from .captions import ATTRIBUTES, COLOURS, LEAN, stroke_width
 from .clip import CLIP
+from .diffusion import warn_of_0_to_1
 from .plot import to_pil
+from .tensors import check_has
 
 # %% ../nbs/42_interrogator.ipynb #0000002a
 def as_array(image, most=1024):
@@ -196,6 +198,7 @@ class Interrogator:
 
     def read(self, x) -> list:
         "A `Reading` of each picture `(n, 3, 32, 32)` in [-1, 1]."
+        warn_of_0_to_1(x)
         logits, (slope, start), readings = self.logits(x), self.digit, []
         digit = (slope*logits.pop('digit') + start).sigmoid().tolist()
         best = {name: (v/self.temperature[name]).softmax(1).max(1) for name, v in logits.items()}
@@ -207,6 +210,7 @@ class Interrogator:
 
     def ask(self, image):
         "A `Reading` of any PIL picture, a photograph for example; of an empty one, without parts."
+        check_has('a PIL picture', image, 'getexif')
         x = find_digit(image)
         return Reading('', {}, 0.) if x is None else self.read(x[None])[0]
 

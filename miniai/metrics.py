@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
+from .diffusion import warn_of_0_to_1
 from .tensors import check_finite, check_floats, check_has, whole_number
 from .threads import Threads
 
@@ -255,6 +256,7 @@ class ImageEval:
         stats, kept = FeatureStats(), Reservoir(self.keep)
         for x in [samples] if isinstance(samples, torch.Tensor) else samples:
             check_floats(x)
+            warn_of_0_to_1(x)
             dist, f = nearest_distance(x, self.train), self._see(x, 'samples')
             stats.update(f)
             kept.update(torch.cat([f, dist.cpu().double()[:, None]], 1))

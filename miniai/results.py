@@ -40,7 +40,7 @@ class Results:
             self.unlock = lock_folder(self.folder, self)
             if self._is_whole():
                 self._move()
-                print(f"{self.folder}: finished what was interrupted before")
+                print(f"{self.folder.name}: finished what was interrupted before")
             _remove(self.new)
         except OSError as e:
             raise OSError(f"can't write to the folder {str(folder)!r} ({e.strerror}): choose "

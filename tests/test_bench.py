@@ -26,13 +26,14 @@ SMALL = dict(
     latents='--budgets 1 --n 20 --pictures 300 --steps 2 --reference 150 --judge-pictures 1500',
     captioned='--n-train 600 --n-test 300 --judge-pictures 1500',
     text_to_image='--n 70 --scales 2 --noises 1 2 --judge-pictures 1500',
+    finetune='--steps 2 --n 4 --prior 4',
     threads='--kinds 1 chosen --seconds 0.2 --runs 1 --busy 0 1',
     time_to_quality='--seconds 1 --n 80 --only miniai',
 )
 
 
 def test_none_is_forgotten():
-    assert set(SMALL) == {f.stem for f in BENCH.glob('*.py')} - {'peers'}
+    assert set(SMALL) == {f.stem for f in BENCH.glob('*.py')} - {'peers', 'letters'}
 
 
 @pytest.mark.parametrize('name', SMALL)

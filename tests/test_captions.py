@@ -254,7 +254,7 @@ def relabelled(values):
         (lambda: digit_caption(11, 'red', 'blue'), 'label is 11.*seven'),
         (lambda: digit_caption(7, 'red', 'blue', slant='over'), "'left' or 'upright' or 'right'"),
         (lambda: captioned_digits({'train': load_digits()['train']}), "'train' and 'test'"),
-        (lambda: captioned_digits(load_digits().remove_columns('label')), "column 'label'"),
+        (lambda: captioned_digits(load_digits().remove_columns('label')), "'label'"),
         (lambda: captioned_digits(relabelled(42)), '42'),
     ],
 )
