@@ -215,8 +215,10 @@ def lsuv(model, x, skip=()):
 
     (Standard deviation; and mean 0 where it has a bias.) In place, except the layers in `skip`;
     one used twice is set for its first use. Returns `model`. Raises `ValueError` for a layer
-    whose output is constant or not finite.
+    whose output is constant or not finite, and for pictures that are all the same.
     """
+    if len(x) > 1 and torch.equal(x, x[:1].expand_as(x)):
+        raise ValueError("all rows of x are the same: give a batch of the data")
     layers = {m: k for k, m in model.named_modules() if isinstance(m, _LAYERS) and m not in skip}
     done = set()
     def correct(i, m, inputs, output):

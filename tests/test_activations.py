@@ -273,6 +273,8 @@ def test_lsuv_skips_and_refuses():
     nn.init.zeros_(model[3].bias)
     with pytest.raises(ValueError, match="layer '3'"):
         lsuv(model, torch.randn(30, 16))
+    with pytest.raises(ValueError, match='all rows of x are the same'):
+        lsuv(model, torch.zeros(30, 16))
     assert model.training and hooks(model) == 0
 
 
