@@ -12,6 +12,7 @@ from miniai import cli
 from miniai.captions import PALETTE, captioned_digits, measure_colours
 from miniai.clip import CLIP
 from miniai.interrogator import PARTS, Interrogator, as_array, find_digit, sentence
+from miniai.pipeline import TextToImagePipeline
 from miniai.plot import to_pil
 from miniai.tensors import set_seed
 
@@ -195,3 +196,14 @@ def test_a_tight_crop_and_the_larger_of_two(mask, reader):
     two = page(mask)
     two.paste(page(mask).resize((400, 280)), (100, 300))                 # and a smaller one
     assert (find_digit(two) - find_digit(page(mask))).abs().mean() < 0.1
+
+
+def test_reads_back_what_was_drawn():
+    "Strokes so thick that they cover much of the picture aren't taken for paper."
+    pipe = TextToImagePipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe('a thick red seven on a yellow background', generator=generator,
+                 num_images_per_prompt=4).images  # fmt: skip
+    asked = [Interrogator().ask(o.resize((256, 256), Image.Resampling.NEAREST)) for o in drawn]
+    assert sum(o.caption.startswith('a thick red seven') and o.digit > 0.5 for o in asked) >= 3
